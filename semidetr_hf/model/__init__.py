@@ -1,0 +1,19 @@
+"""The detector as it goes to the Hub; the files beside this one are copied there, this one is not."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+
+from .configuration_semidetr import SemiDetrConfig
+from .image_processing_semidetr import SemiDetrImageProcessor
+from .modeling_semidetr import SemiDetrForObjectDetection, SemiDetrModel
+
+AutoConfig.register("semidetr", SemiDetrConfig, exist_ok=True)
+AutoModel.register(SemiDetrConfig, SemiDetrModel, exist_ok=True)
+AutoModelForObjectDetection.register(SemiDetrConfig, SemiDetrForObjectDetection, exist_ok=True)
+AutoImageProcessor.register(
+    SemiDetrConfig, image_processor_classes={"torchvision": SemiDetrImageProcessor}, exist_ok=True
+)
+# Pipelines log an error for every model class that is not in this table, although registration makes it work.
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["semidetr"] = "SemiDetrForObjectDetection"
+
+__all__ = ["SemiDetrConfig", "SemiDetrForObjectDetection", "SemiDetrImageProcessor", "SemiDetrModel"]

@@ -1,0 +1,77 @@
+"""Box formats and overlaps.
+
+Convention: `_xyxy` are the two corners (x1, y1, x2, y2), `_cxcywh` centre, width and height; x to the right, y down. All
+functions work in any unit, pixels or fractions of the image, as long as both arguments use the same.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
+    """Convert (..., 4) boxes from centre and size to corners."""
+    return box_convert(boxes_cxcywh, in_fmt="cxcywh", out_fmt="xyxy")
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
+    """Convert (..., 4) boxes from corners to centre and size."""
+    return box_convert(boxes_xyxy, in_fmt="xyxy", out_fmt="cxcywh")
+
+
+def inverse_sigmoid(values: Tensor, eps: float) -> Tensor:
+    """Return the logit of values in [0, 1], both sides bounded by `eps`.
+
+    Official DINO uses eps = 1e-3, the released Semi-DETR code 1e-5. The upper bound of 1 on each side stands for the
+    reference's clamp to [0, 1]: a chain of two clamps cannot be exported to ONNX.
+    """
+    return torch.log(values.clamp(min=eps, max=1) / (1 - values).clamp(min=eps, max=1))
+
+
+def _intersection_and_union(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Return areas of intersection and union of boxes whose leading dimensions broadcast."""
+    overlap = (
+        torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    ).clamp(min=0)
+    intersection = overlap.prod(dim=-1)
+    area_a = (a_xyxy[..., 2:] - a_xyxy[..., :2]).prod(dim=-1)
+    area_b = (b_xyxy[..., 2:] - b_xyxy[..., :2]).prod(dim=-1)
+    return intersection, area_a + area_b - intersection
+
+
+def iou(a_xyxy: Tensor, b_xyxy: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Return intersection over union of boxes that correspond to each other.
+
+    Args:
+        a_xyxy: (..., 4); for all pairs pass `a[:, None]` and `b[None]`.
+        b_xyxy: (..., 4), broadcast against `a_xyxy`.
+        eps: the smallest denominator; two empty boxes have IoU 0.
+
+    Returns:
+        (...) in [0, 1].
+    """
+    intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
+    return intersection / union.clamp(min=eps)
+
+
+def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Return the generalised IoU of boxes that correspond to each other.
+
+    Unlike torchvision's it accepts degenerate boxes, which an untrained network predicts, and does not raise.
+
+    Args:
+        a_xyxy: (..., 4); for all pairs pass `a[:, None]` and `b[None]`.
+        b_xyxy: (..., 4), broadcast against `a_xyxy`.
+        eps: the smallest denominator of both fractions (1e-6 in official DINO and the released Semi-DETR code).
+
+    Returns:
+        (...) in [-1, 1].
+
+    Source: Generalized Intersection over Union (arXiv 1902.09630), algorithm 1.
+    """
+    intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
+    hull = (torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])).clamp(
+        min=0
+    )
+    hull_area = hull.prod(dim=-1)
+    return intersection / union.clamp(min=eps) - (hull_area - union) / hull_area.clamp(min=eps)
