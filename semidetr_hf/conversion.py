@@ -8,7 +8,7 @@ import re
 import torch
 from torch import Tensor
 
-# Pattern in a published checkpoint -> name here. The self-attention of the decoder is stacked there and is split below.
+# Pattern in a published checkpoint -> name here. The decoder's self-attention is stacked there and is split below.
 _DINO_NAMES = (
     (r"backbone\.0\.body\.(.+)", r"model.backbone._backbone.\1"),
     (r"input_proj\.(.+)", r"model.input_proj.\1"),

@@ -4,9 +4,9 @@ Convention: column vectors (x, y, 1); x to the right, y down; the origin is the 
 centre of the first pixel is (0.5, 0.5) and an image of width W spans 0..W. A homography maps original pixels to view
 pixels; the map from one view to another is `compose(invert(weak), strong)`.
 
-Source: spec of the view bookkeeping in Semi-DETR's released code (section 8.2 of our notes): corners are mapped, divided
-homogeneously, and hulled by an axis-aligned box. The released code keeps boxes that leave the view; here the caller
-drops them with `has_visible_area`.
+Source: the released code of Semi-DETR (arXiv 2307.08095), which maps boxes between views in this way: corners are
+mapped, divided homogeneously, and hulled by an axis-aligned box. The released code keeps boxes that leave the view;
+here the caller drops them with `has_visible_area`.
 """
 
 import torch
@@ -42,7 +42,7 @@ def rotation(degrees: float, center: tuple[float, float]) -> Tensor:
 
 
 def shear(factor_x: float, factor_y: float) -> Tensor:
-    """Return the (3, 3) homography of a horizontal shear (x += factor_x * y) followed by a vertical one (y += factor_y * x)."""
+    """Return the (3, 3) homography of a shear along x (x += factor_x * y), then along y (y += factor_y * x)."""
     horizontal = torch.tensor([[1.0, factor_x, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     vertical = torch.tensor([[1.0, 0.0, 0.0], [factor_y, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     return compose(horizontal, vertical)

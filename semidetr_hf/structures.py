@@ -6,7 +6,6 @@ Legend: B images, G boxes of one image, H and W the padded height and width of a
 """
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, TypedDict
 
 import torch
@@ -18,13 +17,6 @@ class Target(TypedDict):
 
     class_labels: Tensor  # (G,) int64, 0..num_labels-1
     boxes: Tensor  # (G, 4) float, cxcywh, normalised by the unpadded image
-
-
-class Stage(Enum):
-    """How predictions are assigned to boxes: several per box first, exactly one per box afterwards (paper, section 3.2)."""
-
-    ONE_TO_MANY = "one_to_many"
-    ONE_TO_ONE = "one_to_one"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,12 @@ AutoModelForObjectDetection.register(SemiDetrConfig, SemiDetrForObjectDetection,
 AutoImageProcessor.register(
     SemiDetrConfig, image_processor_classes={"torchvision": SemiDetrImageProcessor}, exist_ok=True
 )
+# Saving a model or an image processor also writes the files of this folder, so that trust_remote_code=True loads it
+# where this package is not installed.
+SemiDetrConfig.register_for_auto_class()
+SemiDetrModel.register_for_auto_class("AutoModel")
+SemiDetrForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+SemiDetrImageProcessor.register_for_auto_class()
 # Pipelines log an error for every model class that is not in this table, although registration makes it work.
 MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["semidetr"] = "SemiDetrForObjectDetection"
 

@@ -1,7 +1,7 @@
 """Box formats and overlaps.
 
-Convention: `_xyxy` are the two corners (x1, y1, x2, y2), `_cxcywh` centre, width and height; x to the right, y down. All
-functions work in any unit, pixels or fractions of the image, as long as both arguments use the same.
+Convention: `_xyxy` are the two corners (x1, y1, x2, y2), `_cxcywh` centre, width and height; x to the right, y down.
+All functions work in any unit, pixels or fractions of the image, as long as both arguments use the same.
 """
 
 import torch

@@ -3,7 +3,7 @@
 Source of the defaults: DINO, 4-scale, ResNet-50 (arXiv 2203.03605) as used by Semi-DETR (arXiv 2307.08095).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -13,6 +13,12 @@ _NAMES_ELSEWHERE = {
     "backbone": "backbone_config",
     "num_classes": "num_labels",
     "two_stage_num_proposals": "num_queries",
+}
+# Which file of a saved folder holds which class, for trust_remote_code=True.
+AUTO_MAP = {
+    "AutoConfig": "configuration_semidetr.SemiDetrConfig",
+    "AutoModel": "modeling_semidetr.SemiDetrModel",
+    "AutoModelForObjectDetection": "modeling_semidetr.SemiDetrForObjectDetection",
 }
 DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50", "out_indices": [2, 3, 4]}
 
@@ -25,8 +31,8 @@ class SemiDetrConfig(PreTrainedConfig):
         backbone_config: any backbone of transformers, as a config or a dictionary with `model_type`; default timm's
             ResNet-50 with strides 8, 16 and 32. Building a model never downloads weights.
         freeze_backbone_norm: replace batch norms of the backbone by frozen ones (fixed statistics and affine part).
-        num_frozen_backbone_stages: this many first stages of the backbone are not trained. In a timm ResNet stage 1 is the
-            stem and stage 2 the first residual layer; 0 trains everything.
+        num_frozen_backbone_stages: this many first stages of the backbone are not trained. In a timm ResNet stage 1 is
+            the stem and stage 2 the first residual layer; 0 trains everything.
         num_channels: channels of the input images.
         d_model: width of the transformer (also readable as `hidden_size`).
         encoder_layers, decoder_layers: number of layers.
@@ -43,13 +49,15 @@ class SemiDetrConfig(PreTrainedConfig):
         num_denoising_queries: how many pairs of denoising queries fit one image; 0 switches denoising off.
         denoising_label_noise: twice the probability that a denoising query gets a random label.
         denoising_box_noise: scale of the noise on its box.
-        label_embedding_rows: rows of the label table of denoising; None = number of labels. Published checkpoints have more.
+        label_embedding_rows: rows of the label table of denoising; None = number of labels. Published checkpoints have
+            more.
         class_cost, bbox_cost, giou_cost: weights of the matching cost.
         matcher_eps: added inside the logarithms of the matching cost.
         class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses.
         focal_alpha, focal_gamma: focal loss.
         class_agnostic_encoder_loss: score encoder proposals as objects of label 0 (Semi-DETR's released code).
         auxiliary_loss: also score all decoder layers but the last.
+        category_ids: id in the data set, such as COCO's, of every label; None = unknown. Not used by the model.
 
     Raises:
         ValueError: naming the field and its value, if values do not fit together.
@@ -103,7 +111,11 @@ class SemiDetrConfig(PreTrainedConfig):
     focal_gamma: float | int = 2.0
     class_agnostic_encoder_loss: bool = False
     auxiliary_loss: bool = True
+    category_ids: list[int] | None = None
     is_encoder_decoder: bool = True
+    if TYPE_CHECKING:
+        # A property of the library, typed as optional there; its __post_init__ always sets it.
+        num_labels: int = 2
 
     def __post_init__(self, **kwargs: Any):
         # transformers stores unknown arguments silently: a typo would give a model of default size.
@@ -112,15 +124,17 @@ class SemiDetrConfig(PreTrainedConfig):
             raise ValueError(f"{unknown[0]} is not a field of SemiDetrConfig; use {_NAMES_ELSEWHERE[unknown[0]]}")
         backbone = self.backbone_config if self.backbone_config is not None else DEFAULT_BACKBONE
         if isinstance(backbone, dict):
-            model_type = backbone.get("model_type")
+            model_type = str(backbone.get("model_type"))
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(f"backbone_config needs a model_type known to transformers, got {model_type!r}")
-            backbone = CONFIG_MAPPING[model_type].from_dict(backbone)
+            backbone = CONFIG_MAPPING[model_type].from_dict({"num_channels": self.num_channels, **backbone})
         self.backbone_config = backbone
         super().__post_init__(**kwargs)
+        # Always this folder's own files: saving writes them beside the weights (see model/__init__.py).
+        self.auto_map = dict(AUTO_MAP)
 
     def validate_architecture(self):
-        """Check fields against each other; called by transformers on construction and before saving."""
+        """Check widths and counts; called by transformers on construction and before saving."""
         for name in ("encoder_attention_heads", "decoder_attention_heads", "group_norm_groups"):
             if getattr(self, name) < 1 or self.d_model % getattr(self, name):
                 raise ValueError(f"d_model = {self.d_model} is not divisible by {name} = {getattr(self, name)}")
@@ -132,14 +146,19 @@ class SemiDetrConfig(PreTrainedConfig):
         for name in ("num_denoising_queries", "num_frozen_backbone_stages"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def validate_ranges(self):
+        """Check single values and the label table; called by transformers like `validate_architecture`."""
         if not 0 < self.inverse_sigmoid_eps < 0.5:
             raise ValueError(f"inverse_sigmoid_eps must lie between 0 and 0.5, got {self.inverse_sigmoid_eps}")
+        backbone_channels = getattr(self.backbone_config, "num_channels", self.num_channels)
+        if backbone_channels != self.num_channels:
+            raise ValueError(f"num_channels = {self.num_channels}, but the backbone takes {backbone_channels}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.label_embedding_rows is not None and self.label_embedding_rows < self.num_labels:
-            raise ValueError(
-                f"label_embedding_rows = {self.label_embedding_rows} is less than the {self.num_labels} labels of the model"
-            )
+        rows = self.label_embedding_rows
+        if rows is not None and rows < self.num_labels:
+            raise ValueError(f"label_embedding_rows = {rows} is less than the {self.num_labels} labels of the model")
 
     @classmethod
     def base(cls, **overrides: Any) -> "SemiDetrConfig":
@@ -148,7 +167,7 @@ class SemiDetrConfig(PreTrainedConfig):
 
     @classmethod
     def small(cls, **overrides: Any) -> "SemiDetrConfig":
-        """Return a size for one small GPU: ResNet-18, 3 + 3 layers, 300 queries, about 20 M parameters."""
+        """Return a size for one small GPU: ResNet-18, 3 + 3 layers, 300 queries, about 19 M parameters."""
         values: dict[str, Any] = {
             "backbone_config": {**DEFAULT_BACKBONE, "backbone": "resnet18"},
             "encoder_layers": 3,

@@ -59,8 +59,8 @@ def sigmoid_focal_loss(logits: Tensor, is_class: Tensor, *, alpha: float, gamma:
         alpha: weight of right classes; wrong ones weigh 1 - alpha.
         gamma: exponent that lowers the loss of easy entries.
 
-    Source: Focal Loss (arXiv 1708.02002), eq. 5. Written out because torchvision's reduces over everything or nothing and
-    does not promote bf16.
+    Source: Focal Loss (arXiv 1708.02002), eq. 5. Written out because torchvision's reduces over everything or nothing
+    and does not promote bf16.
     """
     logits = logits.float()
     probabilities = logits.sigmoid()
@@ -183,7 +183,7 @@ class SetCriterion(nn.Module):
         normalizer: float,
         names: list[str],
     ) -> dict[str, Tensor]:
-        """Return the three losses of every prediction set: logits (P, B, Q, C), boxes (P, B, Q, 4), labels (P, B, M)."""
+        """Return three losses per prediction set: logits (P, B, Q, C), boxes (P, B, Q, 4), labels (P, B, M)."""
         where = (matches.set_index, matches.image_index, matches.query_index)
         is_class = torch.zeros_like(logits)
         is_class[(*where, labels[matches.set_index, matches.image_index, matches.target_index])] = 1.0

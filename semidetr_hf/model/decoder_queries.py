@@ -1,7 +1,7 @@
 """Extra queries that stand before the matching queries in the decoder, and the mask that keeps them apart.
 
-Contrastive denoising and cross-view query consistency both put groups of queries into the decoder. A group must not see
-another group (it would read the answer there), the matching queries must not see any group (groups do not exist at
+Contrastive denoising and cross-view query consistency both put groups of queries into the decoder. A group must not
+see another group (it would read the answer there), the matching queries must not see any group (groups do not exist at
 inference), and every group sees all matching queries.
 
 Source: DINO (arXiv 2203.03605), section 3.3; Semi-DETR (arXiv 2307.08095), section 3.3, and the released code, which

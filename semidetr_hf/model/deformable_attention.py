@@ -1,8 +1,8 @@
 """Multi-scale deformable attention: every query samples a few points on every level of the feature pyramid.
 
-`multi_scale_deformable_attention` is the one entry. On the CPU it reads the four corners of every sampling point as one
-weighted `embedding_bag` and recomputes the corners in the backward pass; elsewhere, and while a graph is being captured
-by torch.compile or torch.export, it uses `grid_sample`. Both give the same numbers (the tests compare them).
+`multi_scale_deformable_attention` is the one entry. On the CPU it reads the four corners of every sampling point as
+one weighted `embedding_bag` and recomputes the corners in the backward pass; elsewhere, and while a graph is being
+captured by torch.compile or torch.export, it uses `grid_sample`. Both give the same numbers (the tests compare them).
 
 Source: Deformable DETR (arXiv 2010.04159), section 4.1.
 
@@ -72,7 +72,7 @@ def sample_by_grid(value: Tensor, spatial_shapes: list[tuple[int, int]], locatio
 
 @dataclass
 class _Corners:
-    """The four corners around every sampling point: which row of the value table, and the parts of its bilinear weight."""
+    """The four corners around every sampling point: rows of the value table and parts of their bilinear weights."""
 
     rows: Tensor  # (B, Q, H, L, P, 4) int32, order (top left, top right, bottom left, bottom right)
     left: Tensor  # (B, Q, H, L, P) weight of the left column, 0 where it lies outside
@@ -176,8 +176,8 @@ def _sample_backward(
     bottom_less_top_right = g_br * c.bottom_inside - g_tr * c.top_inside
     grad_y = (c.left * bottom_less_top_left + c.right * bottom_less_top_right) * weights * c.heights
 
-    # The gradient of the table is the transposed sum: bags become rows and rows become bags, sorted by row. Faster than
-    # scattering, and deterministic.
+    # The gradient of the table is the transposed sum: bags become rows and rows become bags, sorted by row. Faster
+    # than scattering, and deterministic.
     order = torch.argsort(rows, stable=True)
     counts = torch.bincount(rows, minlength=num_rows)
     grad_table = F.embedding_bag(

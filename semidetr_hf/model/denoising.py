@@ -1,13 +1,13 @@
 """Contrastive denoising: noised copies of the boxes that the decoder must repair or reject.
 
-Every group holds a positive and a negative copy of each box. The positive copy must be repaired; the negative one, noised
-more strongly, must be recognised as background. The answer of each positive copy is known, so nothing is matched.
+Every group holds a positive and a negative copy of each box. The positive copy must be repaired; the negative one,
+noised more strongly, must be recognised as background. The answer of each positive copy is known: nothing is matched.
 
 Layout of a group with m slots per half: `[positive 0..m-1 | negative 0..m-1]`, m = the largest number of boxes of one
 image; images with fewer boxes leave slots empty (content 0, reference logit 0, counted as background).
 
-Source: DINO (arXiv 2203.03605), section 3.3. Where official DINO and the released Semi-DETR code differ (an image without
-boxes), this follows official DINO: empty slots, no dummy box.
+Source: DINO (arXiv 2203.03605), section 3.3. Where official DINO and the released Semi-DETR code differ (an image
+without boxes), this follows official DINO: empty slots, no dummy box.
 
 Legend: B images, R groups, m slots per half, N = 2 R m queries, D width.
 """

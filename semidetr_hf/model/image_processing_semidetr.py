@@ -1,10 +1,14 @@
 """Image processor: resize, normalise and pad images; turn predictions back into pixel boxes."""
 
+import math
 from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image, ImageOps
 from transformers import BatchFeature, DeformableDetrImageProcessor
+
+# Which file of a saved folder holds the class of each backend, for trust_remote_code=True.
+AUTO_MAP = {"AutoImageProcessor": {"torchvision": "image_processing_semidetr.SemiDetrImageProcessor"}}
 
 
 class SemiDetrImageProcessor(DeformableDetrImageProcessor):
@@ -41,6 +45,10 @@ class SemiDetrImageProcessor(DeformableDetrImageProcessor):
         upright = [_upright(i) for i in images] if isinstance(images, (list, tuple)) else _upright(images)
         return super().preprocess(upright, annotations, *args, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is saved. `auto_map` names the backend: a plain string makes `pipeline` ask for consent."""
+        return {**super().to_dict(), "auto_map": AUTO_MAP}
+
     def _update_annotation_for_padded_image(
         self, annotation: dict, input_image_size: Any, output_image_size: Any, padding: Any, update_bboxes: bool
     ) -> dict:
@@ -56,7 +64,7 @@ def _upright(image: Any) -> Any:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # PIL's own conversion clips everything above 255 to white.
-        image = image.point(lambda value: value / 256).convert("L") if image.mode == "I;16" else image.convert("L")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -64,13 +72,24 @@ def _complete_annotation(annotation: Any) -> dict:
     """Fill in what the parent requires and COCO files often lack."""
     if not isinstance(annotation, dict) or "annotations" not in annotation:
         raise ValueError(f"an annotation must be a dictionary with the key 'annotations', got {annotation!r}"[:300])
+    image_id = annotation.get("image_id", 0)
     objects = []
     for item in annotation["annotations"]:
-        box = item.get("bbox")
-        if box is None or len(box) != 4 or not torch.tensor(box, dtype=torch.float64).isfinite().all():
+        box = _four_numbers(item.get("bbox"))
+        if box is None:
             raise ValueError(
-                f"image {annotation.get('image_id')!r}: bbox must be four numbers [x, y, width, height], got {box!r}"
+                f"image {image_id!r}: bbox must be four numbers [x, y, width, height], got {item.get('bbox')!r}"
             )
-        objects.append({"area": float(box[2]) * float(box[3]), "iscrowd": 0, **item})
-    image_id = annotation.get("image_id", 0)
+        if "category_id" not in item:
+            raise ValueError(f"image {image_id!r}: the box {box} has no category_id, the model's label")
+        objects.append({"area": box[2] * box[3], "iscrowd": 0, **item, "bbox": box})
     return {**annotation, "image_id": image_id if isinstance(image_id, int) else 0, "annotations": objects}
+
+
+def _four_numbers(box: Any) -> list[float] | None:
+    """Return a box as four finite floats, None if it is not one."""
+    try:
+        numbers = [float(value) for value in box]
+    except (TypeError, ValueError):
+        return None
+    return numbers if len(numbers) == 4 and all(math.isfinite(number) for number in numbers) else None

@@ -5,7 +5,8 @@ itself runs per image, in scipy.
 
 Source: DETR (arXiv 2005.12872), section 3.1; costs of Deformable DETR (arXiv 2010.04159) and official DINO.
 
-Legend: P prediction sets (decoder layers and encoder), B images, Q queries, C labels, G boxes of one image, M the largest G.
+Legend: P prediction sets (decoder layers and encoder), B images, Q queries, C labels, G boxes of one image,
+M the largest G.
 """
 
 from dataclasses import dataclass

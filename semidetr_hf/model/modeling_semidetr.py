@@ -5,16 +5,17 @@ The way of an image:
     pixels -> backbone -> projected pyramid -> encoder -> memory      SemiDetrModel.encode()  (once per image)
     memory -> best tokens become queries -> decoder -> boxes          SemiDetrModel.decode()  (as often as needed)
 
-The seam between the two lets a semi-supervised step decode the same image with different extra queries without paying for
-the encoder again.
+The seam between the two lets a semi-supervised step decode the same image with different extra queries without paying
+for the encoder again.
 
-Box refinement, in the notation of the code: layer l refines `reference` to `sigmoid(box_head(x) + logit(reference))` with
-the plain layer output x and hands the *detached* result to layer l + 1. The prediction of layer l uses the normalised
-output and the *undetached* reference, so its gradient also reaches layer l - 1 ("look forward twice").
+Box refinement, in the notation of the code: layer l refines `reference` to `sigmoid(box_head(x) + logit(reference))`
+with the plain layer output x and hands the *detached* result to layer l + 1. The prediction of layer l uses the
+normalised output and the *undetached* reference, so its gradient also reaches layer l - 1 ("look forward twice").
 
 Source: DINO (arXiv 2203.03605); Deformable DETR (arXiv 2010.04159) for the attention and the two stages.
 
-Legend: B images, S tokens of all levels, Q matching queries, N extra queries, D width, L levels, P decoder layers, C labels.
+Legend: B images, S tokens of all levels, Q matching queries, N extra queries, D width, L levels, P decoder layers,
+C labels.
 """
 
 import math
@@ -62,7 +63,7 @@ def linear(inputs: int, outputs: int, init_rule: str | None = None) -> nn.Linear
     The rule stands on the leaf because transformers skips containers of models defined outside the library when it
     initialises weights that a checkpoint lacks.
     """
-    layer = nn.Linear(inputs, outputs)
+    layer: Any = nn.Linear(inputs, outputs)  # Any: torch declares all attributes of a module as tensors
     layer.init_rule = init_rule
     return layer
 
@@ -107,8 +108,9 @@ class SemiDetrDeformableAttention(nn.Module):
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, config.num_feature_levels, num_points
         samples = num_heads * self.num_levels * num_points
-        self.sampling_offsets = linear(config.d_model, samples * 2, "sampling_grid")
-        self.sampling_offsets.grid_shape = (num_heads, self.num_levels, num_points)
+        sampling_offsets: Any = linear(config.d_model, samples * 2, "sampling_grid")
+        sampling_offsets.grid_shape = (num_heads, self.num_levels, num_points)
+        self.sampling_offsets = sampling_offsets
         self.attention_weights = linear(config.d_model, samples, "zero")
         self.value_proj = linear(config.d_model, config.d_model)
         self.output_proj = linear(config.d_model, config.d_model)
@@ -300,7 +302,7 @@ class SemiDetrPreTrainedModel(PreTrainedModel):
     config: SemiDetrConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["SemiDetrEncoderLayer", "SemiDetrDecoderLayer"]
     _supports_sdpa = True
@@ -310,8 +312,8 @@ class SemiDetrPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = False
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Fill one leaf; `init` skips what a checkpoint has already filled."""
+    def _init_weights(self, module: Any) -> None:
+        """Fill one leaf (a module); `init` skips what a checkpoint has already filled."""
         super()._init_weights(module)
         rule = getattr(module, "init_rule", None)
         if rule == "zero":
@@ -330,7 +332,7 @@ class SemiDetrPreTrainedModel(PreTrainedModel):
 
 
 def sampling_grid(num_heads: int, num_levels: int, num_points: int) -> Tensor:
-    """Return initial offsets (heads, levels, points, 2): each head looks in its own direction, point i i cells away."""
+    """Return initial offsets (heads, levels, points, 2): one direction per head, point i lies i cells away."""
     angles = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
     directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
     directions = directions / directions.abs().max(-1, keepdim=True).values
@@ -340,7 +342,7 @@ def sampling_grid(num_heads: int, num_levels: int, num_points: int) -> Tensor:
 
 def embedding(rows: int, width: int, init_rule: str) -> nn.Embedding:
     """Return a table that remembers how `_init_weights` should fill it."""
-    table = nn.Embedding(rows, width)
+    table: Any = nn.Embedding(rows, width)
     table.init_rule = init_rule
     return table
 
@@ -462,11 +464,9 @@ class SemiDetrModel(SemiDetrPreTrainedModel):
 
     def __init__(self, config: SemiDetrConfig):
         super().__init__(config)
-        self.backbone = AutoBackbone.from_config(config.backbone_config)
-        if config.freeze_backbone_norm:
-            freeze_batch_norm_2d(self.backbone)
-        freeze_first_stages(self.backbone, config.num_frozen_backbone_stages)
-        self.input_proj = build_input_projections(config, self.backbone.channels)
+        backbone: Any = build_backbone(config)
+        self.backbone = backbone
+        self.input_proj = build_input_projections(config, backbone.channels)
         self.level_embedding = embedding(config.num_feature_levels, config.d_model, "unit_normal")
         self.encoder = SemiDetrEncoder(config)
         self.proposal_proj = linear(config.d_model, config.d_model)
@@ -563,9 +563,8 @@ class SemiDetrModel(SemiDetrPreTrainedModel):
 
         Source: Deformable DETR, appendix A.4; DINO, section 3.4 (mixed query selection).
         """
-        sizes = [centers.new_full((height * width,), 0.05 * 2**i) for i, (height, width) in enumerate(spatial_shapes)]
-        sizes = torch.cat(sizes)[None, :, None].expand(len(centers), -1, 2)
-        proposals = torch.cat([centers, sizes], dim=-1)  # (B, S, 4)
+        sides = torch.cat([centers.new_full((h * w,), 0.05 * 2**i) for i, (h, w) in enumerate(spatial_shapes)])
+        proposals = torch.cat([centers, sides[None, :, None].expand(len(centers), -1, 2)], dim=-1)  # (B, S, 4)
         usable = ((proposals > 0.01) & (proposals < 0.99)).all(-1) & token_mask
         proposal_logits = torch.log(proposals / (1 - proposals)).masked_fill(~usable[..., None], float("inf"))
         memory = self.proposal_norm(self.proposal_proj(memory.masked_fill(~usable[..., None], 0.0)))
@@ -629,9 +628,9 @@ def describe(encoded: EncodedImages, decoded: SemiDetrDecoderOutput) -> dict[str
     """Return the fields that the outputs of both models share, without extra queries in front."""
     num_queries = encoded.proposal_logits.shape[1]
     return {
-        "last_hidden_state": decoded.last_hidden_state[:, -num_queries:],
-        "intermediate_hidden_states": decoded.intermediate_hidden_states[:, :, -num_queries:],
-        "intermediate_reference_points": decoded.intermediate_reference_points[:, :, -num_queries:],
+        "last_hidden_state": decoded["last_hidden_state"][:, -num_queries:],
+        "intermediate_hidden_states": decoded["intermediate_hidden_states"][:, :, -num_queries:],
+        "intermediate_reference_points": decoded["intermediate_reference_points"][:, :, -num_queries:],
         "encoder_logits": encoded.proposal_logits,
         "encoder_pred_boxes": encoded.proposal_box_logits.sigmoid(),
         "encoder_last_hidden_state": encoded.memory,
@@ -643,7 +642,29 @@ def describe(encoded: EncodedImages, decoded: SemiDetrDecoderOutput) -> dict[str
     }
 
 
-def freeze_first_stages(backbone: nn.Module, num_stages: int) -> None:
+def build_backbone(config: SemiDetrConfig) -> nn.Module:
+    """Return the backbone with untrained weights, its frozen part marked; nothing is downloaded.
+
+    Raises:
+        ValueError: naming the backbone, if transformers or timm cannot build it.
+    """
+    backbone_config: Any = config.backbone_config
+    name = getattr(backbone_config, "backbone", backbone_config.model_type)
+    try:
+        backbone = AutoBackbone.from_config(backbone_config)
+    except (RuntimeError, IndexError, ValueError) as error:
+        levels = getattr(backbone_config, "out_indices", None)
+        raise ValueError(
+            f"backbone_config: backbone {name!r} with out_indices {levels} cannot be built "
+            f"({str(error).splitlines()[0]}); timm.list_models() lists the names of timm"
+        ) from error
+    if config.freeze_backbone_norm:
+        freeze_batch_norm_2d(backbone)
+    freeze_first_stages(backbone, config.num_frozen_backbone_stages)
+    return backbone
+
+
+def freeze_first_stages(backbone: Any, num_stages: int) -> None:
     """Stop training everything up to the end of the given number of stages.
 
     Raises:
@@ -651,23 +672,36 @@ def freeze_first_stages(backbone: nn.Module, num_stages: int) -> None:
     """
     if num_stages == 0:
         return
-    stage_names = backbone.stage_names
+    stage_names: list[str] = backbone.stage_names
     if num_stages > len(stage_names):
         raise ValueError(
             f"num_frozen_backbone_stages = {num_stages}, but the backbone has only {len(stage_names)}: {stage_names}"
         )
-    names = [name for name, _ in backbone.named_parameters()]
-    # timm writes stages as "blocks.1" or "layer1" and may register them as "blocks_1"; transformers as "stage1" = stages.0.
-    stage = stage_names[num_stages - 1]
-    spellings = (f".{stage}.", f".{stage.replace('.', '_')}.", f".stages.{num_stages - 2}.")
-    last = max((i for i, name in enumerate(names) if any(s in f".{name}" for s in spellings)), default=-1)
-    is_stem = num_stages == 1
-    if last < 0 and not is_stem:
+    names = [name.removeprefix("_backbone.").removeprefix("model.") for name, _ in backbone.named_parameters()]
+    end = max(_parameters_of_stage(names, stage_names, num_stages - 1), default=-1) + 1
+    if end == 0 and num_stages < len(stage_names):
+        # The stage ends in a layer without parameters, like the activation behind the stem of a ResNet.
+        end = min(_parameters_of_stage(names, stage_names, num_stages), default=0)
+    if end == 0:
         raise ValueError(
-            f"num_frozen_backbone_stages = {num_stages}: no parameter of stage {stage!r} among {names[:5]}..."
+            f"num_frozen_backbone_stages = {num_stages}: no parameter of stage {stage_names[num_stages - 1]!r} "
+            f"among {names[:5]}...; choose 0 or another backbone"
         )
-    for name, parameter in list(backbone.named_parameters())[: last + 1]:
+    for parameter in list(backbone.parameters())[:end]:
         parameter.requires_grad_(False)
+
+
+def _parameters_of_stage(names: list[str], stage_names: list[str], stage: int) -> list[int]:
+    """Return which parameters belong to a stage, by name.
+
+    timm writes stages as "blocks.1" or "layer1" and may register the former as "blocks_1"; "stage1" of transformers is
+    registered as "encoder.stages.0".
+    """
+    name = stage_names[stage]
+    starts = [f"{name}.", f"{name.replace('.', '_')}."]
+    if name == f"stage{stage}":
+        starts.append(f"encoder.stages.{stage - 1}.")
+    return [i for i, parameter in enumerate(names) if parameter.startswith(tuple(starts))]
 
 
 def build_input_projections(config: SemiDetrConfig, channels: list[int]) -> nn.ModuleList:
@@ -803,8 +837,8 @@ class SemiDetrForObjectDetection(SemiDetrPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W), normalised.
             pixel_mask: (B, H, W), 1 = real pixel; None = all real.
-            labels: per image `class_labels` (G,) int64 and `boxes` (G, 4) cxcywh normalised by the unpadded image; G may
-                be 0 and may exceed the number of queries.
+            labels: per image `class_labels` (G,) int64 and `boxes` (G, 4) cxcywh normalised by the unpadded image; G
+                may be 0 and may exceed the number of queries.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
         """
         encoded = self.encode(pixel_values, pixel_mask, **kwargs)

@@ -1,6 +1,7 @@
 """What encoder, decoder and the two models return.
 
-Legend: B images, S tokens of all levels, Q matching queries, N extra queries, D width, L levels, P decoder layers, C labels.
+Legend: B images, S tokens of all levels, Q matching queries, N extra queries, D width, L levels, P decoder layers,
+C labels.
 """
 
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ class SemiDetrModelOutput(ModelOutput):
         encoder_logits: (B, Q, C), class logits of the encoder tokens that became queries.
         encoder_pred_boxes: (B, Q, 4), their boxes.
         encoder_last_hidden_state: (B, S, D).
-        decoder_hidden_states, decoder_attentions, cross_attentions, encoder_hidden_states, encoder_attentions: one tensor
-            per layer, if asked for with `output_hidden_states` or `output_attentions`.
+        decoder_hidden_states, decoder_attentions, cross_attentions, encoder_hidden_states, encoder_attentions: one
+            tensor per layer, if asked for with `output_hidden_states` or `output_attentions`.
     """
 
     last_hidden_state: Tensor | None = None

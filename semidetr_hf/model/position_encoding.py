@@ -2,7 +2,8 @@
 
 Everything is computed in float32, whatever the precision of the network.
 
-Source: DETR (arXiv 2005.12872), appendix A.4; Deformable DETR (arXiv 2010.04159); DINO's box encoding (arXiv 2203.03605).
+Source: DETR (arXiv 2005.12872), appendix A.4; Deformable DETR (arXiv 2010.04159); box encoding of DINO
+(arXiv 2203.03605).
 
 Legend: B images, H and W cells of one level, D width.
 """

@@ -1,0 +1,74 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["semidetr-hf[train]"]
+# ///
+"""Evaluate a detector on a COCO json: the twelve COCO numbers, and the AP of every class.
+
+    python examples/evaluate.py --model runs/coco10/best --data coco/annotations/instances_val2017.json
+
+On several GPUs: `accelerate launch examples/evaluate.py ...`; every process takes a share of the images.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+import semidetr_hf  # noqa: F401  (makes the Auto classes know the model)
+from semidetr_hf.data.coco import CocoSource
+from semidetr_hf.training.evaluation import evaluate
+
+
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a saved detector")
+    parser.add_argument("--data", required=True, help="COCO json with the boxes")
+    parser.add_argument("--images", help="folder of its images (default: found next to the json)")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--output", help="json file for the metrics")
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is an accelerator")
+    return parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> None:
+    if not (Path(args.model) / "config.json").is_file():
+        raise FileNotFoundError(f"{args.model}: no folder with the config.json of a saved detector")
+    source = CocoSource(args.data, args.images)
+    accelerator = Accelerator(cpu=args.cpu)
+    model = AutoModelForObjectDetection.from_pretrained(args.model).to(accelerator.device)
+    ours = tuple(model.config.id2label[label] for label in sorted(model.config.id2label))
+    if ours != source.category_names:
+        raise ValueError(f"{args.data}: its categories {source.category_names} are not those of the model, {ours}")
+    processor = AutoImageProcessor.from_pretrained(args.model)
+    metrics, _ = evaluate(model, processor, source, batch_size=args.batch_size, accelerator=accelerator)
+    if not accelerator.is_main_process:
+        return
+    numbers = metrics.to_dict()
+    per_class = numbers.pop("per_class")
+    for title, values in (("all classes", numbers), ("AP per class", per_class)):
+        print(f"\n{title}")
+        for name, value in values.items():
+            print(f"  {name:24} {'no objects' if value is None else f'{value:.4f}'}")
+    if args.output:
+        Path(args.output).write_text(json.dumps(metrics.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return 0, or 1 after one line on stderr that says what is wrong."""
+    args = parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stdout)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"evaluate.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

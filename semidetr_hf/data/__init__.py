@@ -1,0 +1,10 @@
+"""Data: sources of images and boxes, their checks, the two views of an image, batches.
+
+Nothing is re-exported here, so that importing one file does not import the libraries of all the others:
+
+* `images`: one image file -> an upright RGB picture; `Sample`, what every source gives.
+* `sources`: `open_source`, the one door, and what a source must offer; `coco` and `folder` are the readers behind it.
+* `splits`: which images of a labeled set keep their labels. `validation`: the checks before training starts.
+* `augment`: labeled, weak and strong views. `loading`: data sets, sampler, batches.
+* `digits`: a small data set of real digits on real photographs, written to disk as COCO.
+"""

@@ -1,0 +1,129 @@
+"""Checks of the data before training: what makes a run pointless stops it, what is merely odd becomes a warning."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from .images import UnreadableImageError
+from .sources import Source
+
+MAX_NAMES = 10  # in one message
+
+
+def check_sources(
+    labeled: Source,
+    unlabeled: Source | None,
+    val: Source | None,
+    *,
+    max_images_opened: int = 200,
+    seed: int = 0,
+) -> list[str]:
+    """Check the sources of a run against themselves and each other.
+
+    Every file of the labeled and the validation source is looked for, of the unlabeled one a sample. A sample of all
+    three is opened.
+
+    Args:
+        labeled: images with boxes.
+        unlabeled: images without, None in supervised training.
+        val: images with boxes to evaluate on, None to skip its checks.
+        max_images_opened: over all sources together; 0 opens none.
+        seed: of the sample.
+
+    Returns:
+        Warnings, one line each, for the caller to log: unreadable images, classes without labeled boxes, images
+        in both the labeled and the validation source.
+
+    Raises:
+        ValueError: if the labeled or the validation source has no box, their categories differ, or no image of a
+            source's sample can be read.
+        FileNotFoundError: if image files are missing; gives the first and how many.
+    """
+    _require_boxes("labeled", labeled)
+    if val is not None:
+        _require_boxes("validation", val)
+        _require_same_categories(labeled, val)
+    rng = random.Random(seed)
+    roles = [("labeled", labeled), ("unlabeled", unlabeled), ("validation", val)]
+    present = [(role, source) for role, source in roles if source is not None]
+    warnings = _classes_without_boxes(labeled)
+    if val is not None:
+        warnings += _shared_files(labeled, val)
+    for role, source in present:
+        share = max_images_opened // len(present)
+        sample = sorted(rng.sample(range(len(source)), min(share, len(source))))
+        _require_files(role, source, sample if role == "unlabeled" else range(len(source)))
+        warnings += _unreadable_images(role, source, sample)
+    return warnings
+
+
+def _require_boxes(role: str, source: Source) -> None:
+    if source.num_boxes == 0:
+        raise ValueError(
+            f"{source.name}: the {role} source has {len(source)} images but not one usable box; give it annotations"
+        )
+
+
+def _require_same_categories(labeled: Source, val: Source) -> None:
+    ours = dict(zip(labeled.category_ids, labeled.category_names, strict=True))
+    theirs = dict(zip(val.category_ids, val.category_names, strict=True))
+    if ours == theirs:
+        return
+    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    listed = [
+        f"id {key} is {ours.get(key, 'missing')!r} in {labeled.name} but {theirs.get(key, 'missing')!r} in {val.name}"
+        for key in differing[:MAX_NAMES]
+    ]
+    raise ValueError(
+        f"labeled and validation categories differ in {len(differing)} ids ({'; '.join(listed)}); "
+        "write the same categories into both files"
+    )
+
+
+def _require_files(role: str, source: Source, indices: Sequence[int]) -> None:
+    missing = [path for path in map(source.path, indices) if not path.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]}: this and {len(missing) - 1} more of {len(indices)} image files looked for in the {role} "
+            f"source {source.name} are missing; correct the image folder or remove the entries"
+        )
+
+
+def _unreadable_images(role: str, source: Source, indices: Sequence[int]) -> list[str]:
+    failures = []
+    for index in indices:
+        try:
+            source[index]
+        except UnreadableImageError as error:
+            failures.append(str(error))
+    if failures and len(failures) == len(indices):
+        raise ValueError(
+            f"{source.name}: none of {len(failures)} images tried of the {role} source can be read; "
+            f"the first: {failures[0]}"
+        )
+    return failures
+
+
+def _classes_without_boxes(labeled: Source) -> list[str]:
+    empty = [name for name, count in zip(labeled.category_names, labeled.class_counts, strict=True) if count == 0]
+    if not empty:
+        return []
+    return [f"{labeled.name}: no labeled box of {len(empty)} classes, which cannot be learned: {_listed(empty)}"]
+
+
+def _shared_files(labeled: Source, val: Source) -> list[str]:
+    ours = {labeled.path(index).resolve() for index in range(len(labeled))}
+    shared: list[Path] = []
+    for index in range(len(val)):
+        path = val.path(index).resolve()
+        if path in ours:
+            shared.append(path)
+    if not shared:
+        return []
+    names = _listed([str(path) for path in shared])
+    return [f"{val.name}: {len(shared)} validation images are also labeled, the metric will be too good: {names}"]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

@@ -1,0 +1,104 @@
+"""From the teacher's predictions to pseudo-labels in the student's view.
+
+In the order of a step: duplicates are suppressed, candidates selected per image, mapped to the strong view, and the
+confident ones kept as targets.
+
+Source: Semi-DETR (arXiv 2307.08095), section 3.4, and the released code, which differs in two places: its standard
+deviation of a single score is not a number, so a lone detection is lost whatever its score (here it is kept); boxes
+that leave the strong view stay targets of zero size there (here they are dropped).
+
+Legend: Q queries, C labels, G boxes of one image.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from semidetr_hf.geometry import apply_to_boxes, clip_boxes, compose, has_visible_area, invert
+from semidetr_hf.model.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
+from semidetr_hf.structures import PseudoLabels, Target, View
+
+
+def suppress_duplicates(
+    logits: Tensor,
+    boxes: Tensor,
+    *,
+    image_size: tuple[int, int],
+    iou_threshold: float,
+    min_score: float,
+    max_detections: int,
+) -> PseudoLabels:
+    """Turn the predictions for one image into detections by class-wise non-maximum suppression.
+
+    Args:
+        logits: (Q, C) of the last decoder layer.
+        boxes: (Q, 4) cxcywh normalised.
+        image_size: unpadded (height, width) in pixels.
+        iou_threshold: of two boxes of a class that overlap more, the lower-scored is dropped.
+        min_score: every (query, class) pair above it takes part.
+        max_detections: the best so many are returned.
+
+    Returns:
+        Detections, best first, boxes in pixels within the image.
+    """
+    scores = logits.float().sigmoid()
+    query, label = (scores > min_score).nonzero(as_tuple=True)
+    height, width = image_size
+    pixels = cxcywh_to_xyxy(boxes.float()) * boxes.new_tensor([width, height, width, height], dtype=torch.float32)
+    pixels, scores = clip_boxes(pixels, image_size)[query], scores[query, label]
+    keep = batched_nms(pixels, scores, label, iou_threshold)[:max_detections]
+    return PseudoLabels(boxes_xyxy=pixels[keep], class_labels=label[keep], scores=scores[keep])
+
+
+def select_candidates(detections: PseudoLabels, *, mean_std_filter: bool) -> PseudoLabels:
+    """Keep the detections of one image that stand out from the rest, and drop empty boxes.
+
+    Args:
+        detections: of the teacher on the weak view.
+        mean_std_filter: keep scores of at least mean + standard deviation (unbiased) of the image; with one detection
+            the deviation counts as 0.
+    """
+    keep = has_visible_area(detections.boxes_xyxy)
+    if mean_std_filter and len(detections):
+        scores = detections.scores
+        deviation = scores.std() if len(scores) > 1 else scores.new_zeros(())
+        keep &= scores >= scores.mean() + deviation
+    return detections[keep]
+
+
+def project_to_view(
+    candidates: list[PseudoLabels], weak: View, strong: View, *, min_box_size: float
+) -> list[PseudoLabels]:
+    """Map the boxes of every image from its weak to its strong view.
+
+    Args:
+        candidates: per image, boxes in pixels of the weak view.
+        weak: where the boxes were found.
+        strong: where they are wanted; row i shows the same original as row i of `weak`.
+        min_box_size: boxes whose clipped width or height is not above this many pixels are dropped.
+
+    Returns:
+        Per image, boxes in pixels of the strong view, in the same order.
+    """
+    projected = []
+    for i, labels in enumerate(candidates):
+        to_strong = compose(invert(weak.homographies[i]), strong.homographies[i])
+        height, width = strong.image_sizes[i].tolist()
+        boxes = clip_boxes(apply_to_boxes(to_strong, labels.boxes_xyxy), (height, width))
+        moved = PseudoLabels(boxes_xyxy=boxes, class_labels=labels.class_labels, scores=labels.scores)
+        projected.append(moved[has_visible_area(boxes, min_box_size)])
+    return projected
+
+
+def keep_confident(candidates: list[PseudoLabels], score_threshold: float) -> list[PseudoLabels]:
+    """Keep, per image, the candidates with a score of at least the threshold: few, but mostly right."""
+    return [labels[labels.scores >= score_threshold] for labels in candidates]
+
+
+def to_targets(pseudo_labels: list[PseudoLabels], view: View) -> list[Target]:
+    """Turn pseudo-labels in pixels of a view into targets of the detector, normalised by the unpadded view."""
+    targets: list[Target] = []
+    for labels, (height, width) in zip(pseudo_labels, view.image_sizes.tolist(), strict=True):
+        size = labels.boxes_xyxy.new_tensor([width, height, width, height])
+        targets.append({"class_labels": labels.class_labels, "boxes": xyxy_to_cxcywh(labels.boxes_xyxy / size)})
+    return targets

@@ -1,0 +1,94 @@
+"""Numbers of a run: means between two log lines, and a file with one JSON object per line."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+class RunningMeans:
+    """Means of named numbers since the last reset; tensors are summed on their device, so that no step waits."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, int] = {}
+
+    def update(self, values: Mapping[str, Tensor | float]) -> None:
+        """Add one number per name; a name may be absent from some updates and is averaged over the ones it is in.
+
+        Args:
+            values: name -> number or () tensor; a tensor is detached.
+        """
+        for name, value in values.items():
+            value = value.detach().float() if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def compute(self) -> dict[str, float]:
+        """Return the means by name, in the order of their first update; empty when nothing was added."""
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._sums.clear()
+        self._counts.clear()
+
+
+class JsonlLog:
+    """A file that grows by one JSON object per line and is complete after every line.
+
+    Opened on an existing file it goes on at its end; a last line that was cut off, as by a crash, is removed first.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            whole = self.path.read_bytes()
+            complete = whole[: whole.rfind(b"\n") + 1]
+            if complete != whole:
+                self.path.write_bytes(complete)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one line.
+
+        Args:
+            row: `step`, `time` in seconds, losses, learning rate and the like; values as JSON has them, at any depth.
+
+        Raises:
+            ValueError: if a number is nan or infinite; the message names it and nothing is written.
+        """
+        for name, value in _numbers("", row):
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{self.path}: {name}={value} at step {row.get('step')} is not finite; nothing written"
+                )
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(row)) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what was written so far, oldest first; empty if nothing was.
+
+        Raises:
+            ValueError: if a line is not JSON; the message names file and line.
+        """
+        if not self.path.exists():
+            return []
+        rows = []
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{self.path}, line {number}: not JSON ({error}); mend or delete the line") from error
+        return rows
+
+
+def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(f"{prefix}{name}.", value)
+        elif isinstance(value, float):
+            yield f"{prefix}{name}", value

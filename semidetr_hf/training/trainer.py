@@ -1,0 +1,345 @@
+"""The training loop: supervised burn-in, then student and teacher, on any number of processes by Accelerate.
+
+A run without unlabeled images is plain supervised training with an averaged copy of the network beside it, and serves
+as the baseline of a semi-supervised one.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from semidetr_hf.data.augment import AugmentConfig
+from semidetr_hf.data.coco import CocoSource
+from semidetr_hf.data.loading import (
+    LabeledDataset,
+    PassSampler,
+    UnlabeledDataset,
+    labeled_loader,
+    unlabeled_loader,
+)
+from semidetr_hf.data.sources import Source
+from semidetr_hf.data.validation import check_sources
+from semidetr_hf.model import SemiDetrForObjectDetection, SemiDetrImageProcessor
+from semidetr_hf.ssod.objective import PseudoLabelRules, SemiDetrObjective
+from semidetr_hf.ssod.schedule import StageSchedule
+from semidetr_hf.ssod.teacher import EMATeacher
+from semidetr_hf.structures import LabeledBatch, SemiBatch, UnlabeledBatch
+from semidetr_hf.training.config import TrainingConfig
+from semidetr_hf.training.evaluation import DetectionMetrics, evaluate
+from semidetr_hf.training.metrics import JsonlLog, RunningMeans
+from semidetr_hf.training.optimizer import build_optimizer, build_scheduler
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run ends with.
+
+    Attributes:
+        student: metrics of the student after the last step, None without validation images.
+        teacher: the same of the teacher.
+        best: metrics of the checkpoint in `best/`, None without validation images.
+        best_network: "student" or "teacher".
+        best_step: after how many optimizer steps it was taken.
+        num_unreadable: training images that were drawn but could not be read; others were taken instead.
+        seconds: wall-clock time of the run.
+    """
+
+    student: DetectionMetrics | None
+    teacher: DetectionMetrics | None
+    best: DetectionMetrics | None
+    best_network: str | None
+    best_step: int | None
+    num_unreadable: int
+    seconds: float
+
+
+class SemiDetrTrainer:
+    """Train a detector from labeled and, if there are any, unlabeled images.
+
+    The output folder receives `config.yaml`, `log.jsonl`, `student/` and `teacher/` (after the last step) and `best/`
+    (the better network at the best evaluation); each of the three loads with
+    `AutoModelForObjectDetection.from_pretrained`.
+
+    Args:
+        config: the run.
+        model: the student, already initialised.
+        image_processor: its processor; views are normalised with its mean and deviation, evaluation goes through it.
+        labeled: images with boxes.
+        unlabeled: images whose boxes, if any, are not looked at; None for supervised training.
+        val: images to evaluate on, None to skip evaluation.
+        augment: how views are made; by default from `config.data`.
+
+    Raises:
+        ValueError, FileNotFoundError: if the data makes the run pointless, see `check_sources`.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        model: SemiDetrForObjectDetection,
+        image_processor: SemiDetrImageProcessor,
+        *,
+        labeled: Source,
+        unlabeled: Source | None = None,
+        val: CocoSource | None = None,
+        augment: AugmentConfig | None = None,
+    ):
+        self.config = config
+        self.image_processor = image_processor
+        self.val = val
+        self.output_dir = Path(config.run.output_dir)
+        self.accelerator = Accelerator(
+            cpu=config.run.cpu,
+            mixed_precision=config.run.mixed_precision,
+            gradient_accumulation_steps=config.run.gradient_accumulation_steps,
+            log_with=config.run.trackers or None,
+            project_dir=str(self.output_dir),
+            # Images without boxes leave some parameters without a gradient in a step.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        warnings = check_sources(labeled, unlabeled, val, seed=config.run.seed)
+        if self.accelerator.is_main_process:
+            for warning in warnings:
+                logger.warning(warning)
+        set_seed(config.run.seed)
+        schedule = config.schedule
+        self.schedule = StageSchedule(
+            burn_in_steps=schedule.burn_in_steps,
+            max_ema_momentum=schedule.ema_momentum,
+            ema_warmup=schedule.ema_warmup,
+        )
+        self.student = model.to(self.accelerator.device)
+        self.teacher = EMATeacher(self.student)
+        rules = config.pseudo_labels
+        objective = SemiDetrObjective(
+            self.student,
+            PseudoLabelRules(
+                score_threshold=rules.score_threshold,
+                mean_std_filter=rules.mean_std_filter,
+                nms_iou=rules.nms_iou,
+                min_score=rules.min_score,
+                max_detections=rules.max_detections,
+                min_box_size=rules.min_box_size,
+            ),
+        )
+        optimizer = build_optimizer(self.student, config.optimizer)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.scheduler = build_scheduler(optimizer, config.optimizer, schedule.num_steps)
+        self.augment = augment or AugmentConfig(
+            short_edges=tuple(config.data.short_edges),
+            long_edge=config.data.long_edge,
+            flip_probability=config.data.flip_probability,
+        )
+        self.datasets: list[LabeledDataset | UnlabeledDataset] = []
+        self.labeled_batches = self._labeled_batches(labeled)
+        self.unlabeled_batches = None if unlabeled is None else self._unlabeled_batches(unlabeled)
+        self.step = 0
+        self.best: tuple[DetectionMetrics, str, int] | None = None
+
+    def _num_draws(self, batch_size: int, num_steps: int) -> int:
+        """Return how many images all processes together draw in so many optimizer steps."""
+        return num_steps * self.config.run.gradient_accumulation_steps * batch_size * self.accelerator.num_processes
+
+    def _labeled_batches(self, source: Source) -> Iterator[LabeledBatch]:
+        data, processor = self.config.data, self.image_processor
+        dataset = LabeledDataset(source, self.augment, processor.image_mean, processor.image_std)
+        self.datasets.append(dataset)
+        draws = self._num_draws(data.labeled_batch_size, self.config.schedule.num_steps)
+        sampler = PassSampler(len(dataset), draws, seed=self.config.run.seed)
+        loader = labeled_loader(dataset, sampler, batch_size=data.labeled_batch_size, num_workers=data.num_workers)
+        return iter(self.accelerator.prepare(loader))
+
+    def _unlabeled_batches(self, source: Source) -> Iterator[UnlabeledBatch]:
+        data, processor, schedule = self.config.data, self.image_processor, self.config.schedule
+        dataset = UnlabeledDataset(source, self.augment, processor.image_mean, processor.image_std)
+        self.datasets.append(dataset)
+        draws = self._num_draws(data.unlabeled_batch_size, schedule.num_steps - schedule.burn_in_steps)
+        sampler = PassSampler(len(dataset), draws, seed=self.config.run.seed + 1)
+        loader = unlabeled_loader(dataset, sampler, batch_size=data.unlabeled_batch_size, num_workers=data.num_workers)
+        return iter(self.accelerator.prepare(loader))
+
+    def train(self) -> TrainingResult:
+        """Run all steps, evaluate, and write the networks.
+
+        Raises:
+            FloatingPointError: if a loss or a gradient is not finite; names the losses and images.
+        """
+        run, schedule = self.config.run, self.config.schedule
+        main = self.accelerator.is_main_process
+        if main:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            self.config.save(self.output_dir / "config.yaml")
+        self.accelerator.init_trackers("semidetr", config=_flat(self.config.to_dict()))
+        log = JsonlLog(self.output_dir / "log.jsonl") if main else None
+        means = RunningMeans()
+        started = time.monotonic()
+        metrics: dict[str, DetectionMetrics] = {}
+
+        with tqdm(total=schedule.num_steps, desc=self._phase(), disable=not main, dynamic_ncols=True) as bar:
+            while self.step < schedule.num_steps:
+                means.update(self.train_step())
+                self.step += 1
+                bar.update()
+                bar.set_description(self._phase())
+                last = self.step == schedule.num_steps
+
+                # Once in a while: log.
+                if self.step % run.log_every == 0 or last:
+                    row = means.compute() | {"learning_rate": self.scheduler.get_last_lr()[-1]}
+                    row |= {"unreadable_images": self._num_unreadable()} if last else {}
+                    means.reset()
+                    self._record(log, row, started)
+                    bar.set_postfix(loss=f"{row['loss']:.2f}", pseudo_labels=f"{row.get('pseudo_labels', 0):.1f}")
+
+                # Once in a while: evaluate both networks and keep the better one.
+                if self.val is not None and (self.step % run.eval_every == 0 or last):
+                    metrics = self.evaluate()
+                    row = {f"{name}/{key}": value for name, m in metrics.items() for key, value in m.to_dict().items()}
+                    self._record(log, row, started)
+
+        self._save(self.student, "student")
+        self._save(self.teacher.detector, "teacher")
+        self.accelerator.end_training()
+        best, network, step = self.best or (None, None, None)
+        return TrainingResult(
+            student=metrics.get("student"),
+            teacher=metrics.get("teacher"),
+            best=best,
+            best_network=network,
+            best_step=step,
+            num_unreadable=self._num_unreadable(),
+            seconds=time.monotonic() - started,
+        )
+
+    def _num_unreadable(self) -> int:
+        """Return how many images could not be read so far, on all processes and in all loader workers together."""
+        flags = [dataset.is_unreadable.to(self.accelerator.device, torch.int64) for dataset in self.datasets]
+        return sum(int((self.accelerator.reduce(flag) > 0).sum()) for flag in flags)
+
+    def train_step(self) -> dict[str, float]:
+        """Make one optimizer step and return its numbers, means over the accumulated batches."""
+        self.objective.train()
+        means = RunningMeans()
+        for _ in range(self.config.run.gradient_accumulation_steps):
+            with self.accelerator.accumulate(self.objective):
+                means.update(self._accumulate(self._next_batch()))
+        momentum = self.schedule.ema_momentum(self.teacher.num_updates)
+        self.teacher.update(self.student, momentum)
+        if self.schedule.ends_burn_in(self.step):
+            # Both networks go on from the averaged weights, the better ones.
+            self.student.load_state_dict(self.teacher.detector.state_dict())
+        return means.compute()
+
+    def _accumulate(self, batch: SemiBatch) -> dict[str, Tensor | float]:
+        """Add the gradients of one batch; make the optimizer step if it is the last of its step."""
+        with self.accelerator.autocast():
+            losses = self.objective(batch, self.teacher)
+        loss = self.student.weigh(losses.supervised)
+        if losses.pseudo:
+            loss = loss + self.config.schedule.unsupervised_weight * self.student.weigh(losses.pseudo)
+        if not torch.isfinite(loss):
+            named = losses.supervised | losses.pseudo
+            bad = [name for name, value in named.items() if not torch.isfinite(value)]
+            raise FloatingPointError(self._describe_bad_step(f"losses {', '.join(bad)}", batch))
+        self.accelerator.backward(loss)
+        numbers: dict[str, Tensor | float] = {"loss": loss.detach(), **losses.supervised, **losses.pseudo}
+        if batch.unlabeled is not None:
+            numbers["pseudo_labels"] = sum(map(len, losses.confident)) / len(losses.confident)
+        if self.accelerator.sync_gradients:
+            parameters = self.objective.parameters()
+            norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm)
+            # The loss scaler of fp16 leaves out steps with infinite gradients; nothing else does.
+            if torch.isfinite(norm):
+                numbers["gradient_norm"] = norm
+            elif self.accelerator.scaler is None:
+                raise FloatingPointError(self._describe_bad_step("gradients", batch))
+        self.optimizer.step()
+        if self.accelerator.sync_gradients:
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        return numbers
+
+    def _next_batch(self) -> SemiBatch:
+        unlabeled = None
+        weight = self.config.schedule.unsupervised_weight
+        if self.unlabeled_batches is not None and weight > 0 and self.schedule.uses_unlabeled(self.step):
+            unlabeled = next(self.unlabeled_batches)
+        return SemiBatch(labeled=next(self.labeled_batches), unlabeled=unlabeled)
+
+    def _describe_bad_step(self, what: str, batch: SemiBatch) -> str:
+        images = list(batch.labeled.image_ids)
+        images += batch.unlabeled.image_ids if batch.unlabeled is not None else []
+        return (
+            f"step {self.step}: the {what} are not finite on images {images}; "
+            "lower learning_rate or max_grad_norm, or leave these images out"
+        )
+
+    def evaluate(self) -> dict[str, DetectionMetrics]:
+        """Return the metrics of student and teacher on the validation images; save the better one if it is the best.
+
+        Raises:
+            ValueError: if the trainer has no validation images.
+        """
+        if self.val is None:
+            raise ValueError("evaluate() needs validation images: give the trainer `val`")
+        metrics = {}
+        for name, network in (("student", self.student), ("teacher", self.teacher.detector)):
+            metrics[name], _ = evaluate(
+                network,
+                self.image_processor,
+                self.val,
+                batch_size=self.config.data.labeled_batch_size,
+                accelerator=self.accelerator,
+                desc=f"evaluate {name}",
+            )
+            if self.best is None or metrics[name].ap > self.best[0].ap:
+                self.best = (metrics[name], name, self.step)
+                self._save(network, "best")
+        return metrics
+
+    def _save(self, network: SemiDetrForObjectDetection, name: str) -> None:
+        """Write a network and its processor to a folder that is complete or not there at all."""
+        if not self.accelerator.is_main_process:
+            return
+        folder, unfinished = self.output_dir / name, self.output_dir / f".{name}-unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        network.save_pretrained(unfinished)
+        self.image_processor.save_pretrained(unfinished)
+        previous = self.output_dir / f".{name}-previous"
+        shutil.rmtree(previous, ignore_errors=True)
+        if folder.exists():
+            folder.rename(previous)
+        unfinished.rename(folder)
+        shutil.rmtree(previous, ignore_errors=True)
+
+    def _record(self, log: JsonlLog | None, row: dict[str, Any], started: float) -> None:
+        if log is not None:
+            log.append({"step": self.step, "time": round(time.monotonic() - started, 3), **row})
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        self.accelerator.log(numbers, step=self.step)
+
+    def _phase(self) -> str:
+        if self.unlabeled_batches is None:
+            return "supervised"
+        return "semi-supervised" if self.schedule.uses_unlabeled(self.step) else "burn-in"
+
+
+def _flat(nested: dict[str, dict[str, Any]]) -> dict[str, int | float | str | bool]:
+    """Flatten a configuration for trackers, which take plain values only."""
+    return {
+        f"{part}.{name}": value if isinstance(value, (int, float, str, bool)) else str(value)
+        for part, values in nested.items()
+        for name, value in values.items()
+    }

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semidetr_hf.data.images import EXIF_ORIENTATION, UnreadableImageError, load_image
+
+
+def save_rotated(path: Path) -> None:
+    """Store 40x20 pixels, red on the left, that a viewer turns a quarter (orientation 6) into 20x40, red on top."""
+    pixels = np.zeros((20, 40, 3), dtype=np.uint8)
+    pixels[:, :20] = (255, 0, 0)
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[EXIF_ORIENTATION] = 6
+    image.save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [(".png", mode) for mode in ("1", "L", "LA", "P", "RGBA")]
+    + [(".tif", mode) for mode in ("1", "L", "LA", "P", "RGBA", "CMYK")]
+    + [(".jpg", mode) for mode in ("L", "CMYK")],
+)
+def test_every_mode_becomes_rgb(tmp_path: Path, suffix: str, mode: str) -> None:
+    file = tmp_path / f"x{suffix}"
+    Image.new("RGB", (6, 4), (255, 255, 255)).convert(mode).save(file)
+    image = load_image(file)
+    assert image.mode == "RGB" and image.size == (6, 4)
+    assert np.asarray(image).min() > 240  # white stays white, also from CMYK
+
+
+def test_palette_with_transparency_gives_its_colors(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    image.save(tmp_path / "p.png", transparency=bytes([255, 0]))
+    assert load_image(tmp_path / "p.png").getpixel((0, 0)) == (10, 200, 30)
+
+
+def test_16_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
+    # 0, 257 * 100 and 65535 of 65535 are 0, 100 and 255 of 255
+    Image.fromarray(np.array([[0, 25700, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert np.asarray(load_image(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_exif_orientation_is_applied_unless_the_annotations_were_made_without(tmp_path: Path) -> None:
+    file = tmp_path / "turned.jpg"
+    save_rotated(file)
+    unknown, turned, stored = load_image(file), load_image(file, (40, 20)), load_image(file, (20, 40))
+    assert unknown.size == turned.size == (20, 40) and stored.size == (40, 20)
+    assert unknown.getpixel((10, 5))[0] > 200 and unknown.getpixel((10, 35))[0] < 50
+    assert stored.getpixel((5, 10))[0] > 200 and stored.getpixel((35, 10))[0] < 50
+
+
+def test_square_picture_is_turned(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 20))
+    image.paste((255, 0, 0), (0, 0, 10, 20))
+    exif = image.getexif()
+    exif[EXIF_ORIENTATION] = 6
+    image.save(tmp_path / "square.png", exif=exif)
+    assert load_image(tmp_path / "square.png", (20, 20)).getpixel((15, 2)) == (255, 0, 0)
+
+
+def test_wrong_size_names_both_sizes(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "x.png")
+    with pytest.raises(UnreadableImageError, match=r"x\.png.*30x20.*31x20"):
+        load_image(tmp_path / "x.png", (20, 31))
+
+
+def test_unusable_files_name_path_and_reason(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 80).save(whole)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(whole.read_bytes()[:600])
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
+    for name, reason in [
+        ("cut.png", "not a readable image"),
+        ("text.jpg", "cannot identify"),
+        ("empty.png", "cannot identify"),
+        ("float.tif", "floating-point"),
+        ("missing.png", "does not exist"),
+    ]:
+        with pytest.raises(UnreadableImageError, match=reason) as caught:
+            load_image(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        assert "\n" not in str(caught.value)

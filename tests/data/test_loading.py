@@ -1,0 +1,235 @@
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from semidetr_hf.data.augment import AugmentConfig
+from semidetr_hf.data.coco import CocoSource
+from semidetr_hf.data.folder import FolderSource
+from semidetr_hf.data.images import UnreadableImageError
+from semidetr_hf.data.loading import (
+    LabeledDataset,
+    LabeledItem,
+    PassSampler,
+    UnlabeledDataset,
+    ViewItem,
+    collate_labeled,
+    collate_unlabeled,
+    labeled_loader,
+    pad_views,
+    unlabeled_loader,
+)
+from semidetr_hf.geometry import apply_to_boxes, identity
+
+MEAN, STD = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
+PLAIN = AugmentConfig(short_edges=(30,), flip_probability=0.0, color=False)
+VARIED = AugmentConfig(short_edges=(24, 30, 36), long_edge=60)
+
+
+@pytest.fixture
+def source(write_coco: Callable[..., Path]) -> CocoSource:
+    return CocoSource(write_coco())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> FolderSource:
+    (tmp_path / "pictures").mkdir()
+    for number in range(5):
+        pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
+    return FolderSource(tmp_path / "pictures")
+
+
+def same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)
+
+
+# Labeled images ------------------------------------------------------------------------------------------------------
+
+
+def test_plain_labeled_item(source: CocoSource) -> None:
+    item = LabeledDataset(source, PLAIN, MEAN, STD)[0, 0]
+    # gray 90: 90/255 = .352941; (.352941 - .5)/.5 = -.294118, (.352941 - .25)/.25 = .411765, .352941
+    assert item.view.pixel_values.shape == (3, 30, 40)
+    assert item.view.pixel_values[:, 3, 4].tolist() == pytest.approx([-0.294118, 0.411765, 0.352941], abs=1e-5)
+    # xyxy 10 5 30 15 of 40x30: center 20/40, 10/30, size 20/40, 10/30
+    assert item.target["boxes"][0].tolist() == pytest.approx([0.5, 1 / 3, 0.5, 1 / 3])
+    assert item.target["boxes"][1].tolist() == pytest.approx([0.05, 2 / 30, 0.1, 4 / 30])
+    assert item.target["class_labels"].tolist() == [1, 0] and item.image_id == 1
+    assert same(item.view.homography, identity())
+
+
+def test_image_without_boxes(source: CocoSource) -> None:
+    item = LabeledDataset(source, VARIED, MEAN, STD)[1, 0]
+    assert item.target["boxes"].shape == (0, 4) and item.target["boxes"].dtype == torch.float32
+    assert item.target["class_labels"].shape == (0,)
+
+
+def test_boxes_follow_the_view(source: CocoSource) -> None:
+    dataset = LabeledDataset(source, VARIED, MEAN, STD)
+    original = source[0].boxes_xyxy
+    flips = set()
+    for seed in range(20):
+        item = dataset[0, seed]
+        height, width = item.view.pixel_values.shape[-2:]
+        expected = apply_to_boxes(item.view.homography, original) / torch.tensor([width, height, width, height])
+        center, size = item.target["boxes"][:, :2], item.target["boxes"][:, 2:]
+        assert torch.cat([center - size / 2, center + size / 2], 1).allclose(expected, atol=1e-6)
+        flips.add(bool(item.view.homography[0, 0] < 0))
+    assert flips == {True, False}
+
+
+def test_boxes_that_become_tiny_are_dropped_with_their_class(source: CocoSource) -> None:
+    # Halved, the 4x4 box is 2 pixels wide: kept above 1.5, dropped above 2.
+    half = AugmentConfig(short_edges=(15,), flip_probability=0.0, color=False)
+    assert LabeledDataset(source, half, MEAN, STD, min_box_size=1.5)[0, 0].target["class_labels"].tolist() == [1, 0]
+    assert LabeledDataset(source, half, MEAN, STD, min_box_size=2.0)[0, 0].target["class_labels"].tolist() == [1]
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5, 0.5), STD), (MEAN, (1.0, 1.0, 0.0))])
+def test_bad_normalization_is_named(source: CocoSource, mean: tuple, std: tuple) -> None:
+    with pytest.raises(ValueError, match="image_mean=.*image_std="):
+        LabeledDataset(source, PLAIN, mean, std)
+
+
+# Unlabeled images ----------------------------------------------------------------------------------------------------
+
+
+def test_unlabeled_item_has_two_views_of_one_image(folder: FolderSource) -> None:
+    dataset = UnlabeledDataset(folder, VARIED, MEAN, STD)
+    item, again, other = dataset[3, 11], dataset[3, 11], dataset[3, 12]
+    assert item.image_id == "3.png"
+    assert same(item.weak.pixel_values, again.weak.pixel_values)
+    assert same(item.strong.pixel_values, again.strong.pixel_values)
+    assert not same(item.strong.homography, other.strong.homography)
+    sizes = {
+        (view.weak.pixel_values.shape, view.strong.pixel_values.shape) for view in (dataset[0, s] for s in range(30))
+    }
+    assert len(sizes) == 9  # three sizes each, drawn independently
+
+
+def test_boxes_of_an_unlabeled_source_are_not_needed(source: CocoSource) -> None:
+    assert UnlabeledDataset(source, VARIED, MEAN, STD)[1, 0].image_id == 2
+
+
+# Unreadable images ---------------------------------------------------------------------------------------------------
+
+
+def test_an_unreadable_image_is_replaced_by_the_next_and_reported_once(
+    folder: FolderSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.path(4).write_bytes(b"broken")
+    dataset = UnlabeledDataset(folder, VARIED, MEAN, STD)
+    with caplog.at_level(logging.WARNING):
+        assert [dataset[4, seed].image_id for seed in range(3)] == ["0.png"] * 3  # the one after the last is the first
+    assert len(caplog.messages) == 1 and str(folder.path(4)) in caplog.messages[0]
+    assert int(dataset.is_unreadable.sum()) == 1
+
+
+def test_when_nothing_is_readable_all_files_are_named(folder: FolderSource) -> None:
+    for index in range(5):
+        folder.path(index).write_bytes(b"broken")
+    with pytest.raises(UnreadableImageError, match="5 images in a row") as caught:
+        UnlabeledDataset(folder, VARIED, MEAN, STD)[2, 0]
+    assert all(str(folder.path(index)) in str(caught.value) for index in range(5))
+
+
+# Sampler -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_pass_shows_every_image_once_in_another_order() -> None:
+    indices = [index for index, _ in PassSampler(7, 21, seed=3)]
+    passes = [indices[0:7], indices[7:14], indices[14:21]]
+    assert all(sorted(one) == list(range(7)) for one in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 1000), st.data())
+def test_a_resumed_sampler_continues_the_unbroken_one(count: int, draws: int, seed: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, draws))
+    whole = list(PassSampler(count, draws, seed))
+    assert len(whole) == draws and len({draw_seed for _, draw_seed in whole}) == draws
+    resumed = PassSampler(count, draws, seed, start)
+    assert list(resumed) == whole[start:] and len(resumed) == draws - start
+    assert list(resumed) == whole[start:]  # a second walk is the same
+
+
+def test_sampler_seeds_do_not_depend_on_the_size_of_the_data() -> None:
+    assert [s for _, s in PassSampler(3, 10, 0)] == [s for _, s in PassSampler(8, 10, 0)]
+    assert list(PassSampler(8, 10, 0)) != list(PassSampler(8, 10, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"), [((0, 5, 0), "num_images=0"), ((5, 5, -1), "seed=-1"), ((5, 5, 0, 6), "start=6")]
+)
+def test_bad_sampler_arguments(arguments: tuple, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        PassSampler(*arguments)
+
+
+# Batches -------------------------------------------------------------------------------------------------------------
+
+
+def test_padding_is_zero_at_the_bottom_and_right() -> None:
+    items = [
+        ViewItem(pixel_values=torch.full((3, 2, 5), 7.0), homography=identity()),
+        ViewItem(pixel_values=torch.full((3, 4, 3), 8.0), homography=2 * identity()),
+    ]
+    view = pad_views(items)
+    assert view.pixel_values.shape == (2, 3, 4, 5) and view.image_sizes.tolist() == [[2, 5], [4, 3]]
+    # 2*5 and 4*3 real pixels, three channels
+    assert view.pixel_values.sum(dim=(1, 2, 3)).tolist() == [7 * 30, 8 * 36]
+    assert view.pixel_mask.tolist()[0] == [[1] * 5] * 2 + [[0] * 5] * 2
+    assert view.pixel_mask.tolist()[1] == [[1, 1, 1, 0, 0]] * 4
+    assert view.pixel_mask.dtype == view.image_sizes.dtype == torch.int64
+    assert view.homographies.dtype == torch.float64 and view.homographies[1, 0, 0] == 2
+
+
+def test_a_batch_of_two_holds_the_two_batches_of_one(source: CocoSource) -> None:
+    dataset = LabeledDataset(source, VARIED, MEAN, STD)
+    items: list[LabeledItem] = [dataset[0, 1], dataset[1, 2]]
+    both = collate_labeled(items)
+    assert both.image_ids == [1, 2] and len(both.view) == 2
+    for row, item in enumerate(items):
+        single = collate_labeled([item])
+        height, width = single.view.image_sizes[0].tolist()
+        assert same(both.view.pixel_values[row, :, :height, :width], single.view.pixel_values[0])
+        assert single.view.pixel_mask.all() and both.view.pixel_mask[row].sum() == height * width
+        assert same(both.targets[row]["boxes"], single.targets[0]["boxes"])
+
+
+def test_empty_batches_are_refused() -> None:
+    for collate in (collate_labeled, collate_unlabeled):
+        with pytest.raises(ValueError, match="no views"):
+            collate([])
+
+
+def batches(folder: FolderSource, *, start: int, num_workers: int) -> Iterator[tuple[list[str], torch.Tensor]]:
+    dataset = UnlabeledDataset(folder, VARIED, MEAN, STD)
+    sampler = PassSampler(len(folder), 10, seed=5, start=start)
+    for batch in unlabeled_loader(dataset, sampler, batch_size=4, num_workers=num_workers):
+        yield batch.image_ids, batch.strong.pixel_values
+
+
+def test_batches_do_not_depend_on_workers_and_can_resume(folder: FolderSource) -> None:
+    alone = list(batches(folder, start=0, num_workers=0))
+    with_workers = list(batches(folder, start=0, num_workers=2))
+    resumed = list(batches(folder, start=4, num_workers=0))
+    assert [len(ids) for ids, _ in alone] == [4, 4, 2]
+    pairs = itertools.chain(zip(alone, with_workers, strict=True), zip(alone[1:], resumed, strict=True))
+    for (ids, pixels), (other_ids, other_pixels) in pairs:
+        assert ids == other_ids and same(pixels, other_pixels)
+
+
+def test_labeled_loader(source: CocoSource) -> None:
+    loader = labeled_loader(LabeledDataset(source, VARIED, MEAN, STD), PassSampler(2, 4, 0), batch_size=2)
+    seen = [batch.image_ids for batch in loader]
+    assert [sorted(image_ids) for image_ids in seen] == [[1, 2], [1, 2]]

@@ -1,0 +1,106 @@
+"""The configuration: round trip, sizes, and a message for every value that cannot work."""
+
+import json
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from tiny import tiny_config
+from transformers import AutoConfig, AutoModelForObjectDetection
+
+from semidetr_hf import SemiDetrConfig
+
+
+def num_parameters(config):
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModelForObjectDetection.from_config(config).parameters())
+
+
+def test_round_trip(tmp_path):
+    config = tiny_config(dropout=0.1, label_embedding_rows=9, backbone_config=None, freeze_backbone_norm=True)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is SemiDetrConfig
+    assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
+    assert loaded.backbone_config.backbone == "resnet50"
+    assert loaded.id2label == {i: f"class {i}" for i in range(5)}  # JSON keys are text
+    # Nothing in the file but plain values, and a complete map for remote code.
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["model_type"] == "semidetr"
+    assert set(saved["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForObjectDetection"}
+
+
+def test_remote_code_map_is_always_this_folder():
+    """A configuration that was loaded from a Hub repository names that repository; saved again, it is its own."""
+    config = SemiDetrConfig(auto_map={"AutoConfig": "someone/else--configuration_semidetr.SemiDetrConfig"})
+    assert config.auto_map["AutoConfig"] == "configuration_semidetr.SemiDetrConfig"
+
+
+def test_names_of_other_detectors_can_be_read():
+    config = tiny_config()
+    assert (config.hidden_size, config.num_attention_heads, config.num_labels) == (32, 4, 5)
+
+
+def test_sizes():
+    nano, base = SemiDetrConfig.nano(), SemiDetrConfig.base()
+    assert num_parameters(nano) < 2_000_000
+    assert SemiDetrConfig.small(num_queries=100).num_queries == 100
+    assert num_parameters(SemiDetrConfig.small()) == pytest.approx(18.5e6, rel=0.02)
+    assert base.num_queries == 900
+    assert num_parameters(base) == pytest.approx(47e6, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"d_model": 30}, "d_model = 30 is not divisible by encoder_attention_heads = 4"),
+        ({"decoder_attention_heads": 5}, "d_model = 32 is not divisible by decoder_attention_heads = 5"),
+        ({"encoder_attention_heads": 0}, "d_model = 32 is not divisible by encoder_attention_heads = 0"),
+        ({"group_norm_groups": 12}, "d_model = 32 is not divisible by group_norm_groups = 12"),
+        (
+            {"d_model": 6, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "group_norm_groups": 3},
+            "d_model = 6 is not divisible by 4",
+        ),
+        ({"encoder_layers": 0}, "encoder_layers must be at least 1, got 0"),
+        ({"decoder_layers": 0}, "decoder_layers must be at least 1, got 0"),
+        ({"num_feature_levels": 0}, "num_feature_levels must be at least 1, got 0"),
+        ({"num_queries": 0}, "num_queries must be at least 1, got 0"),
+        ({"num_denoising_queries": -1}, "num_denoising_queries must not be negative, got -1"),
+        ({"num_frozen_backbone_stages": -1}, "num_frozen_backbone_stages must not be negative, got -1"),
+        ({"inverse_sigmoid_eps": 0.5}, "inverse_sigmoid_eps must lie between 0 and 0.5, got 0.5"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"label_embedding_rows": 4}, "label_embedding_rows = 4 is less than the 5 labels"),
+        ({"num_channels": 1, "backbone_config": {"model_type": "resnet", "num_channels": 3}}, "num_channels = 1, but"),
+    ],
+)
+def test_values_that_do_not_fit_together(overrides, message):
+    with pytest.raises((ValueError, StrictDataclassClassValidationError), match=message):
+        tiny_config(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"backbone": "resnet50"}, "backbone is not a field of SemiDetrConfig; use backbone_config"),
+        ({"num_classes": 3}, "num_classes is not a field of SemiDetrConfig; use num_labels"),
+        ({"backbone_config": {"depths": [1]}}, "backbone_config needs a model_type known to transformers, got 'None'"),
+        ({"backbone_config": {"model_type": "resnet5"}}, "needs a model_type known to transformers, got 'resnet5'"),
+    ],
+)
+def test_wrong_names(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**overrides)
+
+
+def test_wrong_type_is_named():
+    with pytest.raises(StrictDataclassFieldValidationError, match="num_queries"):
+        tiny_config(num_queries="many")
+
+
+def test_channels_reach_the_backbone():
+    assert tiny_config(num_channels=1).backbone_config.num_channels == 1
+
+
+def test_presets_can_be_overridden():
+    config = SemiDetrConfig.nano(num_queries=7, id2label={0: "digit"}, label2id={"digit": 0})
+    assert (config.num_queries, config.num_labels, config.d_model) == (7, 1, 128)

@@ -1,0 +1,75 @@
+import json
+import math
+
+import pytest
+import torch
+
+from semidetr_hf.training.metrics import JsonlLog, RunningMeans
+
+
+def test_means_by_hand() -> None:
+    means = RunningMeans()
+    means.update({"loss": torch.tensor(1.0, requires_grad=True), "time": 0.5})
+    means.update({"loss": torch.tensor(2.0), "pseudo_loss": 4.0})
+    means.update({"loss": torch.tensor(6.0)})
+    # loss (1 + 2 + 6) / 3; the other two were given once each.
+    assert means.compute() == {"loss": 3.0, "time": 0.5, "pseudo_loss": 4.0}
+
+
+def test_half_precision_losses_are_summed_in_single() -> None:
+    means = RunningMeans()
+    for _ in range(1000):
+        means.update({"loss": torch.tensor(1.0, dtype=torch.bfloat16)})
+    # A bfloat16 sum would stop at 256.
+    assert means.compute() == {"loss": 1.0}
+
+
+def test_nothing_added_and_reset() -> None:
+    means = RunningMeans()
+    assert means.compute() == {}
+    means.update({"loss": 3.0})
+    means.reset()
+    assert means.compute() == {}
+    means.update({"loss": 5.0})
+    assert means.compute() == {"loss": 5.0}
+
+
+def test_not_a_number_stays_visible_in_the_mean() -> None:
+    means = RunningMeans()
+    means.update({"loss": float("nan")})
+    means.update({"loss": 1.0})
+    assert math.isnan(means.compute()["loss"])
+
+
+def test_log_is_complete_after_every_line_and_is_continued(tmp_path) -> None:
+    path = tmp_path / "run" / "log.jsonl"
+    rows = [{"step": 1, "loss": 0.1 + 0.2, "lr": 1e-4}, {"step": 2, "val": {"ap": 0.5, "ap_large": None}}]
+    log = JsonlLog(path)
+    assert log.rows() == []
+    log.append(rows[0])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:1]
+    JsonlLog(path).append(rows[1])
+    assert JsonlLog(path).rows() == rows
+
+
+def test_cut_off_line_is_removed(tmp_path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    log = JsonlLog(path)
+    log.append({"step": 2})
+    assert log.rows() == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_refuses_numbers_that_json_cannot_hold(tmp_path, bad: float) -> None:
+    log = JsonlLog(tmp_path / "log.jsonl")
+    with pytest.raises(ValueError, match=r"log\.jsonl: val\.ap=-?(nan|inf) at step 7 is not finite"):
+        log.append({"step": 7, "val": {"ap": bad}})
+    assert log.rows() == []
+
+
+def test_damaged_line_is_named(tmp_path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\nnonsense\n')
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2: not JSON"):
+        JsonlLog(path).rows()
