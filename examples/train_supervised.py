@@ -10,7 +10,7 @@ point. There is no augmentation. The detector is built with random weights.
     python examples/train_supervised.py --train_json coco/train.json --val_json coco/val.json --output_dir runs/coco
 
 A check that everything learns: eight scenes of the embedded digits, memorized. Expected: AP above 0.9 on the same
-eight scenes, after about two minutes on one core of a CPU.
+eight scenes, after about a minute on one core of a CPU.
 
     OMP_NUM_THREADS=1 python examples/train_supervised.py --digits 8 --output_dir runs/overfit \
         --result benchmarks/results/overfit_8_scenes.json
@@ -65,7 +65,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--size", choices=["nano", "small", "base"], default="nano")
     parser.add_argument("--image_size", type=int, default=96, help="shorter edge in pixels")
-    parser.add_argument("--max_steps", type=int, default=450)
+    parser.add_argument("--max_steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--result", help="json file to write the metrics to, with the command and the machine")

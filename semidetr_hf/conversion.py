@@ -55,12 +55,10 @@ def convert_dino_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state_dict.items():
         copy = _DINO_COPIES.fullmatch(name)
         if copy:
-            original = state_dict[f"{copy[1]}.0.{copy[2]}"]
-            if not torch.equal(tensor, original):
-                raise ValueError(
-                    f"{name} differs from its copy {copy[1]}.0.{copy[2]}: per-layer heads are not supported"
-                )
-            name = f"{copy[1]}.0.{copy[2]}"
+            first = f"{copy[1]}.0.{copy[2]}"
+            if first not in state_dict or not torch.equal(tensor, state_dict[first]):
+                raise ValueError(f"{name} differs from its copy {first}: per-layer heads are not supported")
+            name = first
         renamed = _rename(name)
         if ".self_attn.in_proj_" in renamed:
             # Rows of the stacked projection are query, key, value.

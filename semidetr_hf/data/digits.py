@@ -21,10 +21,10 @@ from sklearn.datasets import load_digits, load_sample_images
 FORMAT_VERSION = 1  # raise it when the drawing changes, so that finished folders are made again
 TRAIN_SHARE_DIGITS, TRAIN_SHARE_PHOTO = 0.8, 0.75
 CROP_SIDES = (64, 160)  # pixels of the photograph; the validation strip is 160 wide
-DIGIT_HEIGHTS = (22 / 96, 46 / 96)  # of the image size
+DIGIT_HEIGHTS = (26 / 96, 48 / 96)  # of the image size
 VISIBLE_ALPHA = 0.3  # a pixel with more ink than this belongs to the box
 MAX_COVERED = 0.25  # share of the smaller of two boxes that the other may cover; keeps their IoU below 1/7
-MIN_LUMINANCE_GAP, MIN_COLOR_GAP = 60.0, 100.0  # digit against the background below it, of 255
+MIN_LUMINANCE_GAP, MIN_COLOR_GAP = 70.0, 110.0  # digit against the background below it, of 255
 MAX_PLACEMENTS = 30
 JPEG_QUALITY = 90
 
@@ -215,7 +215,7 @@ def _draw_background(photos: list[Image.Image], image_size: int, rng: np.random.
     if rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     crop = ImageEnhance.Color(crop).enhance(float(rng.uniform(0.3, 1.6)))
-    crop = ImageEnhance.Contrast(crop).enhance(float(rng.uniform(0.6, 1.3)))
+    crop = ImageEnhance.Contrast(crop).enhance(float(rng.uniform(0.4, 0.9)))
     return ImageEnhance.Brightness(crop).enhance(float(rng.uniform(0.6, 1.4)))
 
 
@@ -277,7 +277,7 @@ def _paint(canvas: FloatArray, alpha: FloatArray, box: Box, rng: np.random.Gener
     x1, y1, x2, y2 = box
     below = canvas[y1:y2, x1:x2]
     color = _draw_color(below.mean(axis=(0, 1)), rng)
-    opacity = (alpha * float(rng.uniform(0.85, 1.0)))[..., None]
+    opacity = (alpha * float(rng.uniform(0.9, 1.0)))[..., None]
     canvas[y1:y2, x1:x2] = below * (1.0 - opacity) + color * opacity
 
 

@@ -311,6 +311,18 @@ class SemiDetrPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = False
     _supports_flex_attn = False
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model, see `PreTrainedModel.from_pretrained`, and freeze what its configuration freezes.
+
+        Loading replaces parameters by new ones, all of which require gradients.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(module, SemiDetrModel):
+                freeze_first_stages(module.backbone, module.config.num_frozen_backbone_stages)
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
         """Fill one leaf (a module); `init` skips what a checkpoint has already filled."""

@@ -244,8 +244,12 @@ class SemiDetrTrainer:
 
     def _accumulate(self, batch: SemiBatch) -> dict[str, Tensor | float]:
         """Add the gradients of one batch; make the optimizer step if it is the last of its step."""
-        with self.accelerator.autocast():
-            losses = self.objective(batch, self.teacher)
+        try:
+            with self.accelerator.autocast():
+                losses = self.objective(batch, self.teacher)
+        except ValueError as error:
+            # Predictions that are not finite cannot be matched, and the matcher does not know the images.
+            raise FloatingPointError(f"{self._describe_bad_step('predictions', batch)} ({error})") from error
         loss = self.student.weigh(losses.supervised)
         if losses.pseudo:
             loss = loss + self.config.schedule.unsupervised_weight * self.student.weigh(losses.pseudo)

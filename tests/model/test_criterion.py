@@ -47,9 +47,7 @@ def random_targets(*counts, labels=3):
 def with_denoising(predictions, targets):
     """Add denoising predictions that equal the noised boxes."""
     most = max(len(target["class_labels"]) for target in targets)
-    noise = draw_noise(
-        len(targets), 2 if most else 0, most, num_labels=3, label_noise=0.5, device=torch.device("cpu")
-    )
+    noise = draw_noise(len(targets), 2 if most else 0, most, num_labels=3, label_noise=0.5, device=torch.device("cpu"))
     denoising = build_denoising_queries(targets, nn.Embedding(3, 8), noise=noise, box_noise=0.4, eps=1e-5)
     layers, count = len(predictions.logits), len(denoising.queries)
     boxes = denoising.queries.reference_logits.sigmoid().expand(layers, -1, -1, -1)
@@ -68,7 +66,9 @@ def test_focal_loss_by_hand():
 
 
 def test_focal_loss_is_float32_and_finite_for_wide_logits():
-    loss = sigmoid_focal_loss(torch.tensor([-300.0, 300.0]).bfloat16(), torch.tensor([1.0, 0.0]), alpha=0.25, gamma=2.0)
+    loss = sigmoid_focal_loss(
+        torch.tensor([-300.0, 300.0]).bfloat16(), torch.tensor([1.0, 0.0]), alpha=0.25, gamma=2.0
+    )
     assert loss.dtype == torch.float32
     assert_close(loss, torch.tensor([75.0, 225.0]), rtol=1e-2, atol=0)  # .25 * 300 and .75 * 300, up to bf16
 

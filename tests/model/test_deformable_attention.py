@@ -126,7 +126,9 @@ def test_output_is_linear_in_the_value():
     value, locations, weights = random_inputs()
     other = torch.randn_like(value)
     together = attend(value + 2 * other, locations, weights)
-    assert_close(together, attend(value, locations, weights) + 2 * attend(other, locations, weights), rtol=1e-4, atol=1e-5)
+    assert_close(
+        together, attend(value, locations, weights) + 2 * attend(other, locations, weights), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_bf16_value_gives_bf16():

@@ -38,13 +38,18 @@ def test_number_of_groups():
 
 
 def test_layout_by_hand(table):
-    targets = [target([0.5, 0.5, 0.2, 0.4], [0.4, 0.4, 0.2, 0.2], labels=[3, 1]), target([0.5, 0.5, 0.2, 0.2], labels=[2])]
+    targets = [
+        target([0.5, 0.5, 0.2, 0.4], [0.4, 0.4, 0.2, 0.2], labels=[3, 1]),
+        target([0.5, 0.5, 0.2, 0.2], labels=[2]),
+    ]
     result = build_denoising_queries(targets, table, noise=silent(2, 2, 2), box_noise=0.4, eps=1e-5)
     # m = 2, so a group is [positive 0, positive 1 | negative 0, negative 1]; the second image leaves slot 1 empty.
     assert result.queries.content[:, :, 0].tolist() == [[3, 1, 3, 1] * 2, [2, 0, 2, 0] * 2]
     assert result.queries.group_sizes == (4, 4)
     # Positive slots of image 0: 0, 1, 4, 5; of image 1: 0, 4.
-    triples = list(zip(*(t.tolist() for t in (result.image_index, result.query_index, result.target_index)), strict=True))
+    triples = list(
+        zip(*(t.tolist() for t in (result.image_index, result.query_index, result.target_index)), strict=True)
+    )
     assert triples == [(0, 0, 0), (0, 1, 1), (0, 4, 0), (0, 5, 1), (1, 0, 0), (1, 4, 0)]
     # Without noise the reference is the box itself; an empty slot is logit 0.
     assert_close(result.queries.reference_logits[0, 0].sigmoid(), targets[0]["boxes"][0])
@@ -66,7 +71,9 @@ def test_noised_label_and_clipping(table):
     noise.flips_label[0, 0, 1, 0] = True
     noise.random_labels[:] = 4
     noise.box_shift[0, 0, 1, 0] = -2.0
-    result = build_denoising_queries([target([0.1, 0.1, 0.2, 0.2], labels=[1])], table, noise=noise, box_noise=1.0, eps=1e-3)
+    result = build_denoising_queries(
+        [target([0.1, 0.1, 0.2, 0.2], labels=[1])], table, noise=noise, box_noise=1.0, eps=1e-3
+    )
     assert result.queries.content[0, :, 0].tolist() == [1, 4]  # only the negative copy got the random label
     # Corners (0, 0, .2, .2) move by -.2 to (-.2, -.2, 0, 0), clipped to a point at 0; the bound of the logit is eps.
     assert_close(result.queries.reference_logits[0, 1].sigmoid(), torch.full((4,), 0.001), rtol=0.01, atol=0)
@@ -138,6 +145,6 @@ def test_recorded_queries_of_official_dino(index):
     assert_close(result.queries.content, case["dino"]["query_label"])
     assert_close(result.queries.reference_logits, case["dino"]["query_box_unact"], rtol=1e-4, atol=5e-5)
     if index == 0:
-        # The other case was recorded with dn_number = 2, and official DINO reads a number below 50 as half the number of
-        # groups; here it is always the number of pairs.
+        # The other case was recorded with dn_number = 2, and official DINO reads a number below 50 as half the number
+        # of groups; here it is always the number of pairs.
         assert result.num_groups == num_denoising_groups(int(case["dn_number"]), 2)

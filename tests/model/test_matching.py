@@ -62,9 +62,7 @@ def test_recorded_matches_of_official_dino(matcher, case):
     wanted = [{"class_labels": recorded["gt_labels"], "boxes": recorded["gt_cxcywh"]}]
     logits, boxes = recorded["logits"][None], recorded["pred_cxcywh"][None]
     padded = pad_targets(wanted, torch.device("cpu"))
-    cost = matcher.cost(
-        logits[None], boxes[None], class_labels=padded.class_labels[None], target_boxes=padded.boxes
-    )
+    cost = matcher.cost(logits[None], boxes[None], class_labels=padded.class_labels[None], target_boxes=padded.boxes)
     assert_close(cost[0, 0], recorded["dino"]["cost"], rtol=1e-4, atol=1e-4)
     matches = match(matcher, logits, boxes, wanted)
     assert matches.query_index.tolist() == recorded["dino"]["rows"].tolist()
@@ -103,7 +101,10 @@ def test_batch_and_sets_are_matched_alone(matcher):
     )
     first, second = stacked.set_index == 0, stacked.set_index == 1
     pairs = [
-        {(int(i), int(q), int(g)) for i, q, g in zip(stacked.image_index[s], q_index, stacked.target_index[s], strict=True)}
+        {
+            (int(i), int(q), int(g))
+            for i, q, g in zip(stacked.image_index[s], q_index, stacked.target_index[s], strict=True)
+        }
         for s, q_index in ((first, stacked.query_index[first]), (second, 6 - stacked.query_index[second]))
     ]
     assert pairs[0] == pairs[1]

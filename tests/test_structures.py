@@ -1,0 +1,53 @@
+import torch
+
+from semidetr_hf.structures import LabeledBatch, PseudoLabels, SemiBatch, UnlabeledBatch, View
+
+
+def view(num_images: int) -> View:
+    return View(
+        pixel_values=torch.zeros(num_images, 3, 8, 8),
+        pixel_mask=torch.ones(num_images, 8, 8, dtype=torch.int64),
+        image_sizes=torch.full((num_images, 2), 8),
+        homographies=torch.eye(3, dtype=torch.float64).expand(num_images, 3, 3),
+    )
+
+
+def test_rows_of_pseudo_labels_by_mask_and_by_index() -> None:
+    labels = PseudoLabels(
+        boxes_xyxy=torch.arange(12.0).view(3, 4),
+        class_labels=torch.tensor([5, 6, 7]),
+        scores=torch.tensor([0.9, 0.5, 0.1]),
+    )
+    kept = labels[torch.tensor([True, False, True])]
+    assert kept.class_labels.tolist() == [5, 7]
+    assert kept.boxes_xyxy.tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
+    turned = labels[torch.tensor([2, 0])]
+    assert len(turned) == 2
+    assert turned.class_labels.tolist() == [7, 5]
+    nothing = labels[torch.zeros(3, dtype=torch.bool)]
+    assert len(nothing) == 0
+    assert nothing.boxes_xyxy.shape == (0, 4)
+
+
+def test_every_tensor_of_a_batch_moves() -> None:
+    targets = [{"class_labels": torch.tensor([1]), "boxes": torch.rand(1, 4)}]
+    batch = SemiBatch(
+        labeled=LabeledBatch(view=view(1), targets=targets, image_ids=["a"]),
+        unlabeled=UnlabeledBatch(weak=view(2), strong=view(2), image_ids=[1, 2]),
+    )
+    moved = batch.to("meta")
+    assert moved.unlabeled is not None
+    views = [moved.labeled.view, moved.unlabeled.weak, moved.unlabeled.strong]
+    tensors = [tensor for each in views for tensor in vars(each).values()]
+    tensors += list(moved.labeled.targets[0].values())
+    assert len(tensors) == 14
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert (moved.labeled.image_ids, moved.unlabeled.image_ids) == (["a"], [1, 2])
+    assert [len(each) for each in views] == [1, 2, 2]
+    # The original is left as it was.
+    assert batch.labeled.view.pixel_values.device.type == "cpu"
+
+
+def test_a_batch_without_unlabeled_images_moves_too() -> None:
+    batch = SemiBatch(labeled=LabeledBatch(view=view(1), targets=[], image_ids=[]))
+    assert batch.to("cpu").unlabeled is None

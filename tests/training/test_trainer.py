@@ -1,0 +1,416 @@
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from tiny import tiny_model
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+from semidetr_hf import SemiDetrForObjectDetection, SemiDetrImageProcessor
+from semidetr_hf.data.augment import AugmentConfig
+from semidetr_hf.data.coco import CocoSource
+from semidetr_hf.data.digits import write_digits_dataset
+from semidetr_hf.data.folder import FolderSource
+from semidetr_hf.data.loading import PassSampler
+from semidetr_hf.training.config import TrainingConfig
+from semidetr_hf.training.metrics import JsonlLog
+from semidetr_hf.training.setup import read_yaml
+from semidetr_hf.training.trainer import SemiDetrTrainer
+
+SIZE = 64
+PLAIN = AugmentConfig(short_edges=(SIZE,), long_edge=SIZE, flip_probability=0, color=False)
+# Every detection becomes a pseudo-label, so that unlabeled images count from the first step.
+ANYTHING = {"score_threshold": 0.0, "mean_std_filter": False, "max_detections": 3}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator_state():
+    """Accelerate keeps mixed precision and accumulation for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    return write_digits_dataset(folder, num_train=8, num_val=2, image_size=SIZE)
+
+
+def source_of(digits, count: int) -> CocoSource:
+    source = CocoSource(digits.train_json)
+    return source.subset(source.image_ids[:count])
+
+
+def detector(seed: int = 0, **overrides: Any) -> SemiDetrForObjectDetection:
+    names = [str(digit) for digit in range(10)]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    return tiny_model(seed, **(labels | overrides))
+
+
+def configure(folder: Path, **parts: dict[str, Any]) -> TrainingConfig:
+    """A configuration for two steps on small images; `parts` are put on top."""
+    values: dict[str, dict[str, Any]] = {
+        "data": {"labeled": "x", "short_edges": [SIZE], "long_edge": SIZE, "num_workers": 0}
+        | {"labeled_batch_size": 2, "unlabeled_batch_size": 2},
+        "optimizer": {"learning_rate": 1e-3, "backbone_lr_factor": 1.0},
+        "schedule": {"num_steps": 2},
+        "run": {"output_dir": str(folder / "out"), "cpu": True, "log_every": 1},
+    }
+    for name, part in parts.items():
+        values[name] = values.get(name, {}) | part
+    return TrainingConfig.from_dict(values)
+
+
+def build(config: TrainingConfig, model: SemiDetrForObjectDetection | None = None, **sources: Any) -> SemiDetrTrainer:
+    processor = SemiDetrImageProcessor(size={"shortest_edge": SIZE, "longest_edge": SIZE})
+    return SemiDetrTrainer(config, model or detector(), processor, augment=PLAIN, **sources)
+
+
+def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def rows_of(config: TrainingConfig) -> list[dict[str, Any]]:
+    return JsonlLog(Path(config.run.output_dir) / "log.jsonl").rows()
+
+
+# ---- A whole run
+
+
+def test_a_semi_supervised_run_leaves_what_it_promises(digits, tmp_path) -> None:
+    config = configure(tmp_path, pseudo_labels=ANYTHING, schedule={"num_steps": 3}, run={"eval_every": 2})
+    trainer = build(
+        config,
+        labeled=source_of(digits, 3),
+        unlabeled=FolderSource(digits.train_images),
+        val=CocoSource(digits.val_json),
+    )
+    result = trainer.train()
+    output = Path(config.run.output_dir)
+    assert sorted(path.name for path in output.iterdir()) == ["best", "config.yaml", "log.jsonl", "student", "teacher"]
+    assert TrainingConfig.from_dict(read_yaml(output / "config.yaml")) == config
+
+    losses = [row for row in rows_of(config) if "loss" in row]
+    assert [row["step"] for row in losses] == [1, 2, 3]
+    for row in losses:
+        assert row["pseudo_labels"] > 0
+        assert row["gradient_norm"] > 0
+        assert row["learning_rate"] == 1e-3
+        assert {"sup_loss_ce", "sup_loss_giou_enc", "pseudo_loss_bbox_0", "pseudo_loss_ce_dn"} <= set(row)
+    assert losses[-1]["unreadable_images"] == 0
+    evaluations = [row for row in rows_of(config) if "student/ap" in row]
+    assert [row["step"] for row in evaluations] == [2, 3]
+    assert set(evaluations[0]["teacher/per_class"]) == {str(digit) for digit in range(10)}
+
+    for name, network in (("student", trainer.student), ("teacher", trainer.teacher.detector)):
+        loaded = AutoModelForObjectDetection.from_pretrained(output / name)
+        assert same(weights(loaded), weights(network))
+    assert AutoModelForObjectDetection.from_pretrained(output / "best").config.num_labels == 10
+    processor = AutoImageProcessor.from_pretrained(output / "best")
+    assert processor.size["shortest_edge"] == SIZE
+    assert result.student is not None
+    assert result.teacher is not None
+    assert result.best is not None
+    assert result.best.ap >= max(result.student.ap, result.teacher.ap)
+    assert result.best_network in ("student", "teacher")
+    assert result.best_step in (2, 3)
+    assert result.student.ap == evaluations[-1]["student/ap"]
+
+
+def test_a_supervised_run_without_validation(digits, tmp_path) -> None:
+    config = configure(tmp_path)
+    result = build(config, labeled=source_of(digits, 2)).train()
+    assert (result.student, result.teacher, result.best, result.best_step) == (None, None, None, None)
+    output = Path(config.run.output_dir)
+    assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "log.jsonl", "student", "teacher"]
+    for row in rows_of(config):
+        assert not any("pseudo" in name for name in row)
+    with pytest.raises(ValueError, match="validation images"):
+        build(config, labeled=source_of(digits, 2)).evaluate()
+
+
+def test_loss_falls_when_two_images_are_memorized(digits, tmp_path) -> None:
+    config = configure(tmp_path, schedule={"num_steps": 40}, optimizer={"learning_rate": 3e-3})
+    build(config, labeled=source_of(digits, 2)).train()
+    losses = [row["loss"] for row in rows_of(config)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_two_runs_of_one_seed_are_one_run(digits, tmp_path) -> None:
+    results = []
+    for _ in range(2):
+        trainer = build(
+            configure(tmp_path, pseudo_labels=ANYTHING), labeled=source_of(digits, 3), unlabeled=source_of(digits, 4)
+        )
+        trainer.train()
+        results.append(weights(trainer.student))
+    assert same(*results)
+
+
+def test_a_second_run_into_the_same_folder_replaces_the_networks(digits, tmp_path) -> None:
+    config = configure(tmp_path)
+    build(config, detector(seed=1), labeled=source_of(digits, 2)).train()
+    trainer = build(config, detector(seed=2), labeled=source_of(digits, 2))
+    trainer.train()
+    loaded = AutoModelForObjectDetection.from_pretrained(Path(config.run.output_dir) / "student")
+    assert same(weights(loaded), weights(trainer.student))
+
+
+# ---- Steps
+
+
+def test_the_teacher_moves_on_optimizer_steps_only(digits, tmp_path, monkeypatch) -> None:
+    config = configure(tmp_path, run={"gradient_accumulation_steps": 2}, pseudo_labels=ANYTHING)
+    trainer = build(config, labeled=source_of(digits, 4), unlabeled=source_of(digits, 4))
+    students, teachers = [], []
+    next_batch = trainer._next_batch
+
+    def watch():
+        students.append(weights(trainer.student))
+        teachers.append(weights(trainer.teacher.detector))
+        return next_batch()
+
+    monkeypatch.setattr(trainer, "_next_batch", watch)
+    for _ in range(2):
+        trainer.train_step()
+        trainer.step += 1
+    assert len(students) == 4
+    parameters = [name for name, _ in trainer.student.named_parameters()]
+
+    def moved(states: list, first: int, second: int) -> bool:
+        return any(not torch.equal(states[first][name], states[second][name]) for name in parameters)
+
+    assert (moved(students, 0, 1), moved(students, 1, 2), moved(students, 2, 3)) == (False, True, False)
+    assert (moved(teachers, 0, 1), moved(teachers, 1, 2), moved(teachers, 2, 3)) == (False, True, False)
+    assert trainer.teacher.num_updates == 2
+
+
+def test_one_image_four_times_is_four_images_at_once(digits, tmp_path) -> None:
+    """No denoising (it draws noise), frozen batch statistics, and the same number of boxes in every image."""
+    document = json.loads(digits.train_json.read_text())
+    first_boxes = {box["image_id"]: box for box in reversed(document["annotations"])}
+    document["annotations"] = list(first_boxes.values())
+    (tmp_path / "one_box.json").write_text(json.dumps(document))
+    source = CocoSource(tmp_path / "one_box.json", digits.train_json.parent)
+    source = source.subset(source.image_ids[:4])
+    students = []
+    for images, accumulation in ((1, 4), (4, 1)):
+        config = configure(
+            tmp_path,
+            data={"labeled_batch_size": images},
+            run={"gradient_accumulation_steps": accumulation},
+            optimizer={"max_grad_norm": 1e9, "learning_rate": 1e-4},
+        )
+        # A batch norm that is trained sees other statistics in one image than in four.
+        model = detector(num_denoising_queries=0, freeze_backbone_norm=True)
+        trainer = build(config, model, labeled=source)
+        trainer.train()
+        students.append(weights(trainer.student))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    assert not same(students[0], weights(detector(num_denoising_queries=0, freeze_backbone_norm=True)))
+    for name, value in students[0].items():
+        torch.testing.assert_close(value, students[1][name], rtol=0, atol=1e-5)
+
+
+def test_after_the_burn_in_both_networks_start_from_the_same_weights(digits, tmp_path) -> None:
+    config = configure(tmp_path, schedule={"num_steps": 5, "burn_in_steps": 3}, pseudo_labels=ANYTHING)
+    trainer = build(config, labeled=source_of(digits, 3), unlabeled=source_of(digits, 4))
+    seen, equal = [], []
+    for _ in range(5):
+        numbers = trainer.train_step()
+        trainer.step += 1
+        seen.append("pseudo_labels" in numbers)
+        equal.append(same(weights(trainer.student), weights(trainer.teacher.detector)))
+    assert seen == [False, False, False, True, True]
+    # The first update is a copy, momentum 0; the third step ends the burn-in.
+    assert equal == [True, False, True, False, False]
+
+
+def test_unlabeled_images_of_weight_zero_are_not_looked_at(digits, tmp_path) -> None:
+    config = configure(tmp_path, schedule={"unsupervised_weight": 0.0}, pseudo_labels=ANYTHING)
+    build(config, labeled=source_of(digits, 2), unlabeled=source_of(digits, 4)).train()
+    assert not any("pseudo_loss_ce" in row for row in rows_of(config))
+
+
+def test_the_loss_is_the_weighted_sum(digits, tmp_path) -> None:
+    config = configure(tmp_path, schedule={"unsupervised_weight": 0.5, "num_steps": 1}, pseudo_labels=ANYTHING)
+    build(config, labeled=source_of(digits, 2), unlabeled=source_of(digits, 4)).train()
+    [row] = rows_of(config)
+    # Weights of the detector: class 2, box 5, overlap 2.
+    kinds = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
+    expected = 0.0
+    for name, value in row.items():
+        kind = next((kind for kind in kinds if kind in name), None)
+        if kind is not None:
+            expected += kinds[kind] * value * (0.5 if name.startswith("pseudo_") else 1.0)
+    assert row["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_precisions(digits, tmp_path, mixed_precision: str) -> None:
+    config = configure(tmp_path, run={"mixed_precision": mixed_precision}, pseudo_labels=ANYTHING)
+    trainer = build(config, labeled=source_of(digits, 2), unlabeled=source_of(digits, 2))
+    trainer.train()
+    assert all(math.isfinite(row["loss"]) for row in rows_of(config))
+    assert {parameter.dtype for parameter in trainer.student.parameters()} == {torch.float32}
+
+
+# ---- Trouble
+
+
+def test_a_loss_that_is_not_finite_names_losses_and_images(digits, tmp_path) -> None:
+    model = detector()
+    # Denoising queries alone look at this table, so their losses alone are spoiled.
+    with torch.no_grad():
+        model.label_embedding.weight.fill_(math.nan)
+    trainer = build(configure(tmp_path), model, labeled=source_of(digits, 2))
+    with pytest.raises(FloatingPointError, match=r"step 0: the losses .* are not finite on images") as caught:
+        trainer.train()
+    [names] = re.findall("the losses (.*) are", str(caught.value))
+    assert {f"sup_loss_{kind}_dn{layer}" for kind in ("ce", "bbox", "giou") for layer in ("", "_0")} == set(
+        names.split(", ")
+    )
+    assert re.search(r"on images \[\d, \d\]", str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_predictions_that_are_not_finite_name_the_images_too(digits, tmp_path) -> None:
+    model = detector()
+    with torch.no_grad():
+        model.class_head.bias.fill_(math.nan)
+    trainer = build(configure(tmp_path), model, labeled=source_of(digits, 2))
+    with pytest.raises(FloatingPointError, match=r"step 0: the predictions are not finite on images \[\d, \d\]"):
+        trainer.train_step()
+
+
+def test_gradients_that_are_not_finite_are_an_error_too(digits, tmp_path) -> None:
+    model = detector()
+    model.class_head.weight.register_hook(lambda gradient: gradient * math.inf)
+    trainer = build(configure(tmp_path), model, labeled=source_of(digits, 2))
+    before = weights(trainer.student.class_head)
+    with pytest.raises(FloatingPointError, match=r"step 0: the gradients are not finite on images \[\d, \d\]"):
+        trainer.train_step()
+    assert same(before, weights(trainer.student.class_head))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_image_is_skipped_and_counted(digits, tmp_path, caplog, num_workers: int) -> None:
+    folder = tmp_path / "unlabeled"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (SIZE, SIZE), (80 * i, 0, 0)).save(folder / f"{i}.png")
+    (folder / "1.png").write_bytes(b"no picture")
+    config = configure(tmp_path, schedule={"num_steps": 4}, data={"num_workers": num_workers})
+    trainer = build(config, labeled=source_of(digits, 2), unlabeled=FolderSource(folder))
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        result = trainer.train()
+    # Eight draws of three images: the broken one is drawn at least twice, and counted once.
+    assert result.num_unreadable == 1
+    assert rows_of(config)[-1]["unreadable_images"] == 1
+    if num_workers == 0:  # the log of worker processes does not pass through this one
+        assert sum("1.png" in record.message for record in caplog.records) == 1
+
+
+def test_pointless_data_is_refused_before_anything_is_written(digits, tmp_path) -> None:
+    document = json.loads(digits.train_json.read_text()) | {"annotations": []}
+    (tmp_path / "no_boxes.json").write_text(json.dumps(document))
+    source = CocoSource(tmp_path / "no_boxes.json", digits.train_json.parent)
+    with pytest.raises(ValueError, match="not one usable box"):
+        build(configure(tmp_path), labeled=source)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- Reports
+
+
+def test_tensorboard_receives_plain_numbers(digits, tmp_path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = configure(tmp_path, run={"trackers": ["tensorboard"], "eval_every": 2})
+    build(config, labeled=source_of(digits, 2), val=CocoSource(digits.val_json)).train()
+    events = event_accumulator.EventAccumulator(str(Path(config.run.output_dir) / "semidetr"))
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    assert {"loss", "learning_rate", "student/ap", "teacher/ap50"} <= set(scalars)
+    logged = [event.value for event in events.Scalars("loss")]
+    assert logged == pytest.approx([row["loss"] for row in rows_of(config) if "loss" in row], rel=1e-6)
+
+
+def test_trackers_get_no_gaps_and_nothing_nested(digits, tmp_path, monkeypatch) -> None:
+    config = configure(tmp_path, run={"eval_every": 2})
+    trainer = build(config, labeled=source_of(digits, 2), val=CocoSource(digits.val_json))
+    logged: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainer.accelerator, "log", lambda values, step: logged.append(values))
+    trainer.train()
+    assert len(logged) == 3  # two steps and one evaluation
+    assert all(math.isfinite(value) for values in logged for value in values.values())
+    # Digits on images of 64 pixels are never large, so this number does not exist.
+    assert "student/ap_large" not in logged[-1]
+
+
+# ---- Batches
+
+
+def test_one_process_gets_exactly_the_planned_batches(digits, tmp_path) -> None:
+    config = configure(tmp_path, schedule={"num_steps": 5}, run={"gradient_accumulation_steps": 2, "seed": 7})
+    source = source_of(digits, 3)
+    trainer = build(config, labeled=source, unlabeled=source_of(digits, 5))
+    planned = [source.image_ids[index] for index, _ in PassSampler(3, 20, seed=7)]
+    batches = list(trainer.labeled_batches)
+    assert [batch.image_ids for batch in batches] == [planned[i : i + 2] for i in range(0, 20, 2)]
+    assert trainer.unlabeled_batches is not None
+    assert sum(len(batch.image_ids) for batch in trainer.unlabeled_batches) == 20
+
+
+@pytest.mark.multiprocess
+def test_two_processes_share_the_batches_and_end_with_the_same_weights(digits, tmp_path) -> None:
+    program = Path(__file__).with_name("two_processes.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, program.parents[1:3]))}
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [str(program), str(digits.train_json), str(digits.val_json), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"process{rank}.json").read_text()) for rank in (0, 1))
+    assert (first["num_processes"], second["num_processes"]) == (2, 2)
+    # Four steps of two images on two processes: the 16 draws of the plan, two by two in turn.
+    planned = [index + 1 for index, _ in PassSampler(8, 16, seed=0)]
+    assert first["images"] == [planned[i : i + 2] for i in range(0, 16, 4)]
+    assert second["images"] == [planned[i : i + 2] for i in range(2, 16, 4)]
+    assert first["weights"] == second["weights"]
+    assert first["teacher"] == second["teacher"]
+    assert first["weights"] != first["teacher"]
+    assert first["ap"] == second["ap"]
+    assert re.fullmatch(r"[0-9a-f]{64}", first["weights"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "best",
+        "config.yaml",
+        "log.jsonl",
+        "student",
+        "teacher",
+    ]

@@ -1,0 +1,66 @@
+"""Run by test_trainer.py under `accelerate launch`: four steps, of which every process says what it saw and got."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tiny import tiny_model
+
+from semidetr_hf import SemiDetrImageProcessor
+from semidetr_hf.data.coco import CocoSource
+from semidetr_hf.training.config import TrainingConfig
+from semidetr_hf.training.trainer import SemiDetrTrainer
+
+
+def fingerprint(network: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for _, parameter in sorted(network.named_parameters()):
+        digest.update(parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def main(train_json: str, val_json: str, folder: Path) -> None:
+    config = TrainingConfig.from_dict(
+        {
+            "data": {"labeled": train_json, "short_edges": [64], "long_edge": 64, "num_workers": 0}
+            | {"labeled_batch_size": 2, "unlabeled_batch_size": 2},
+            "schedule": {"num_steps": 4, "burn_in_steps": 1},
+            "pseudo_labels": {"score_threshold": 0.0, "mean_std_filter": False, "max_detections": 3},
+            "run": {"output_dir": str(folder / "out"), "cpu": True, "eval_every": 4},
+        }
+    )
+    names = [str(digit) for digit in range(10)]
+    trainer = SemiDetrTrainer(
+        config,
+        tiny_model(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}),
+        SemiDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}),
+        labeled=CocoSource(train_json),
+        unlabeled=CocoSource(train_json),
+        val=CocoSource(val_json),
+    )
+    images: list[list[int]] = []
+    next_batch = trainer._next_batch
+
+    def watch():
+        batch = next_batch()
+        images.append(batch.labeled.image_ids)
+        return batch
+
+    trainer._next_batch = watch  # type: ignore[method-assign]
+    result = trainer.train()
+    rank = trainer.accelerator.process_index
+    report = {
+        "num_processes": trainer.accelerator.num_processes,
+        "images": images,
+        "weights": fingerprint(trainer.student),
+        "teacher": fingerprint(trainer.teacher.detector),
+        "ap": result.teacher.ap if result.teacher else None,
+    }
+    (folder / f"process{rank}.json").write_text(json.dumps(report))
+    trainer.accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
