@@ -1,6 +1,6 @@
 import torch
 
-from semidetr_hf.structures import LabeledBatch, PseudoLabels, SemiBatch, UnlabeledBatch, View
+from semidetr_hf.structures import LabeledBatch, PseudoLabels, SemiBatch, Target, UnlabeledBatch, View
 
 
 def view(num_images: int) -> View:
@@ -30,7 +30,7 @@ def test_rows_of_pseudo_labels_by_mask_and_by_index() -> None:
 
 
 def test_every_tensor_of_a_batch_moves() -> None:
-    targets = [{"class_labels": torch.tensor([1]), "boxes": torch.rand(1, 4)}]
+    targets: list[Target] = [{"class_labels": torch.tensor([1]), "boxes": torch.rand(1, 4)}]
     batch = SemiBatch(
         labeled=LabeledBatch(view=view(1), targets=targets, image_ids=["a"]),
         unlabeled=UnlabeledBatch(weak=view(2), strong=view(2), image_ids=[1, 2]),

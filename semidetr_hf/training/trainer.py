@@ -211,6 +211,7 @@ class SemiDetrTrainer:
 
         self._save(self.student, "student")
         self._save(self.teacher.detector, "teacher")
+        num_unreadable = self._num_unreadable()
         self.accelerator.end_training()
         best, network, step = self.best or (None, None, None)
         return TrainingResult(
@@ -219,7 +220,7 @@ class SemiDetrTrainer:
             best=best,
             best_network=network,
             best_step=step,
-            num_unreadable=self._num_unreadable(),
+            num_unreadable=num_unreadable,
             seconds=time.monotonic() - started,
         )
 

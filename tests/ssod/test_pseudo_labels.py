@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from recorded import load_recorded
@@ -13,7 +15,7 @@ from semidetr_hf.ssod.pseudo_labels import (
 )
 from semidetr_hf.structures import PseudoLabels, View
 
-RULES = {"iou_threshold": 0.6, "min_score": 0.01, "max_detections": 300}
+RULES: dict[str, Any] = {"iou_threshold": 0.6, "min_score": 0.01, "max_detections": 300}
 
 
 def labels_of(scores: list[float], boxes: list[list[float]] | None = None) -> PseudoLabels:

@@ -145,10 +145,10 @@ def test_a_supervised_run_without_validation(digits, tmp_path) -> None:
 
 
 def test_loss_falls_when_two_images_are_memorized(digits, tmp_path) -> None:
-    config = configure(tmp_path, schedule={"num_steps": 40}, optimizer={"learning_rate": 3e-3})
+    config = configure(tmp_path, schedule={"num_steps": 80}, optimizer={"learning_rate": 2e-3})
     build(config, labeled=source_of(digits, 2)).train()
     losses = [row["loss"] for row in rows_of(config)]
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
 
 
 def test_two_runs_of_one_seed_are_one_run(digits, tmp_path) -> None:
@@ -208,24 +208,30 @@ def test_one_image_four_times_is_four_images_at_once(digits, tmp_path) -> None:
     (tmp_path / "one_box.json").write_text(json.dumps(document))
     source = CocoSource(tmp_path / "one_box.json", digits.train_json.parent)
     source = source.subset(source.image_ids[:4])
-    students = []
+    gradients: list[dict[str, torch.Tensor]] = []
     for images, accumulation in ((1, 4), (4, 1)):
         config = configure(
             tmp_path,
             data={"labeled_batch_size": images},
             run={"gradient_accumulation_steps": accumulation},
-            optimizer={"max_grad_norm": 1e9, "learning_rate": 1e-4},
+            optimizer={"max_grad_norm": 1e9},
         )
         # A batch norm that is trained sees other statistics in one image than in four.
         model = detector(num_denoising_queries=0, freeze_backbone_norm=True)
         trainer = build(config, model, labeled=source)
-        trainer.train()
-        students.append(weights(trainer.student))
+
+        # Gradients, not weights: Adam turns the rounding of a gradient that should be 0 into a whole step.
+        def remember(*_args: Any, model: torch.nn.Module = model) -> None:
+            gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+        trainer.optimizer.optimizer.register_step_pre_hook(remember)
+        trainer.train_step()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-    assert not same(students[0], weights(detector(num_denoising_queries=0, freeze_backbone_norm=True)))
-    for name, value in students[0].items():
-        torch.testing.assert_close(value, students[1][name], rtol=0, atol=1e-5)
+    one_by_one, at_once = gradients
+    assert max(gradient.abs().max().item() for gradient in at_once.values()) > 1
+    for name, gradient in at_once.items():
+        torch.testing.assert_close(one_by_one[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_after_the_burn_in_both_networks_start_from_the_same_weights(digits, tmp_path) -> None:
@@ -274,20 +280,22 @@ def test_precisions(digits, tmp_path, mixed_precision: str) -> None:
 # ---- Trouble
 
 
-def test_a_loss_that_is_not_finite_names_losses_and_images(digits, tmp_path) -> None:
-    model = detector()
-    # Denoising queries alone look at this table, so their losses alone are spoiled.
-    with torch.no_grad():
-        model.label_embedding.weight.fill_(math.nan)
-    trainer = build(configure(tmp_path), model, labeled=source_of(digits, 2))
-    with pytest.raises(FloatingPointError, match=r"step 0: the losses .* are not finite on images") as caught:
+def test_a_loss_that_is_not_finite_names_losses_and_images(digits, tmp_path, monkeypatch) -> None:
+    trainer = build(configure(tmp_path), labeled=source_of(digits, 2))
+    criterion = trainer.student.criterion.forward
+
+    def overflow(*args: Any) -> dict[str, torch.Tensor]:
+        losses = criterion(*args)
+        return losses | {name: losses[name] * math.inf for name in ("loss_giou_enc", "loss_bbox")}
+
+    monkeypatch.setattr(trainer.student.criterion, "forward", overflow)
+    with pytest.raises(FloatingPointError) as caught:
         trainer.train()
-    [names] = re.findall("the losses (.*) are", str(caught.value))
-    assert {f"sup_loss_{kind}_dn{layer}" for kind in ("ce", "bbox", "giou") for layer in ("", "_0")} == set(
-        names.split(", ")
+    message = str(caught.value)
+    assert re.match(
+        r"step 0: the losses sup_loss_bbox, sup_loss_giou_enc are not finite on images \[\d, \d\]", message
     )
-    assert re.search(r"on images \[\d, \d\]", str(caught.value))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in message
 
 
 def test_predictions_that_are_not_finite_name_the_images_too(digits, tmp_path) -> None:
@@ -382,17 +390,8 @@ def test_one_process_gets_exactly_the_planned_batches(digits, tmp_path) -> None:
 def test_two_processes_share_the_batches_and_end_with_the_same_weights(digits, tmp_path) -> None:
     program = Path(__file__).with_name("two_processes.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, program.parents[1:3]))}
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    # On CPUs `accelerate launch` needs MPI to start several processes; torch's own launcher does not.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(program), str(digits.train_json), str(digits.val_json), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
