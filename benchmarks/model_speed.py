@@ -1,8 +1,8 @@
 """Time and peak memory of the detector beside transformers' DeformableDetr of the same size, on the CPU.
 
-Both have the same backbone (stem, first stage and norms frozen), width, layers, queries, two stages and box refinement, and
-score the same auxiliary outputs. The timed calls alternate within one process, so that a busy machine slows both; the
-ratio is the median of the ratios of neighbours. Peak memory is that of a fresh process that does nothing else.
+Both have the same backbone (stem, first stage and norms frozen), width, layers, queries, two stages and refinement,
+and score the same auxiliary outputs. The timed calls alternate within one process, so that a busy machine slows both;
+the ratio is the median of the ratios of neighbours. Peak memory is that of a fresh process that does nothing else.
 
     python benchmarks/model_speed.py                        # about ten minutes on two cores
     python benchmarks/model_speed.py --sizes nano --rounds 5
@@ -25,7 +25,6 @@ from hardware import describe_machine
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
 from semidetr_hf import SemiDetrConfig, SemiDetrForObjectDetection
-
 
 RESULTS = Path(__file__).parent / "results" / "model_speed.json"
 # size -> (batch, height, width) of inference and of a training step

@@ -200,6 +200,6 @@ class SemiDetrConfig(PreTrainedConfig):
             "encoder_ffn_dim": 256,
             "decoder_ffn_dim": 256,
             "num_queries": 20,
-            "num_denoising_queries": 20,
+            "num_denoising_queries": 40,
         }
         return cls(**{**values, **overrides})
