@@ -113,6 +113,18 @@ def peak_memory_mb(name: str, size: str, mode: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def own_peak_memory_mb() -> float:
+    """Return the largest resident memory of this process so far, in MB.
+
+    Linux hands `ru_maxrss` of the parent down through exec; the high-water mark in /proc begins anew.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+
+
 def compare(size: str, mode: str, rounds: int) -> list[dict]:
     """Time all detectors in turns and return one row each."""
     calls = {name: make_call(name, size, mode) for name in BUILDERS if mode == "training" or "denoising" not in name}
@@ -157,7 +169,7 @@ def main() -> None:
         call = make_call(*args.memory)
         call()
         call()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(own_peak_memory_mb())
         return
     rows = []
     for size in args.sizes:

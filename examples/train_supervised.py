@@ -12,14 +12,10 @@ point. There is no augmentation. The detector is built with random weights.
 A check that everything learns: eight scenes of the embedded digits, memorized. Expected: AP above 0.9 on the same
 eight scenes, after about a minute on one core of a CPU.
 
-    OMP_NUM_THREADS=1 python examples/train_supervised.py --digits 8 --output_dir runs/overfit \
-        --result benchmarks/results/overfit_8_scenes.json
+    OMP_NUM_THREADS=1 python examples/train_supervised.py --digits 8 --output_dir runs/overfit
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -27,11 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 
-import semidetr_hf
 from semidetr_hf import SemiDetrConfig, SemiDetrForObjectDetection, SemiDetrImageProcessor
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.digits import write_digits_dataset
@@ -68,7 +62,6 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--result", help="json file to write the metrics to, with the command and the machine")
     return parser.parse_args(arguments)
 
 
@@ -95,7 +88,7 @@ class Outcome(NamedTuple):
 def train(args: argparse.Namespace) -> Outcome:
     """Train, save and evaluate."""
     set_seed(SEED)
-    if args.digits:
+    if args.digits is not None:
         folder = Path(args.output_dir) / "digits"
         args.train_json = write_digits_dataset(folder, num_train=args.digits, num_val=1, image_size=96).train_json
     train_source = CocoSource(args.train_json)
@@ -137,35 +130,16 @@ def train(args: argparse.Namespace) -> Outcome:
     return Outcome(metrics, losses, seconds)
 
 
-def write_result(args: argparse.Namespace, outcome: Outcome) -> None:
-    cuda = torch.cuda.is_available()
-    record = {
-        "command": " ".join(["python", *sys.argv]),
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
-        "seed": SEED,
-        "metrics": outcome.metrics.to_dict(),
-        "losses": outcome.losses,
-        "training_seconds": round(outcome.seconds, 1),
-        "hardware": torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores ({platform.machine()})",
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "semidetr_hf": semidetr_hf.__version__,
-        },
-    }
-    Path(args.result).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.result).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Return 0, or 1 after one line on stderr that says what is wrong."""
     args = parse_args(arguments)
-    outcome = train(args)
+    try:
+        outcome = train(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"train_supervised.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     metrics = outcome.metrics
     print(f"AP {metrics.ap:.3f}, AP50 {metrics.ap50:.3f}, AP75 {metrics.ap75:.3f} after {outcome.seconds:.0f} seconds")
-    if args.result:
-        write_result(args, outcome)
     return 0
 
 

@@ -27,7 +27,8 @@ class View:
         pixel_values: (B, 3, H, W) float, normalised, zero where padded (bottom and right).
         pixel_mask: (B, H, W) int64, 1 = real pixel, 0 = padding.
         image_sizes: (B, 2) int64, unpadded (height, width) of each view in pixels.
-        homographies: (B, 3, 3) float64, original pixels -> view pixels (continuous corner coordinates).
+        homographies: (B, 3, 3) float64, original pixels -> view pixels (continuous corner coordinates); they stay on
+            the CPU: not every device has float64.
     """
 
     pixel_values: Tensor
@@ -39,12 +40,12 @@ class View:
         return self.pixel_values.shape[0]
 
     def to(self, device: torch.device | str) -> "View":
-        """Return the same view on `device`."""
+        """Return the same view on `device`, its homographies still on the CPU."""
         return View(
             pixel_values=self.pixel_values.to(device, non_blocking=True),
             pixel_mask=self.pixel_mask.to(device, non_blocking=True),
             image_sizes=self.image_sizes.to(device, non_blocking=True),
-            homographies=self.homographies.to(device, non_blocking=True),
+            homographies=self.homographies,
         )
 
 

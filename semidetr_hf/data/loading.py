@@ -145,6 +145,19 @@ class LabeledDataset(_ViewDataset, Dataset[LabeledItem]):
         }
         return LabeledItem(view=self._to_item(view), target=target, image_id=sample.image_id)
 
+    @staticmethod
+    def collate(items: Sequence[LabeledItem]) -> LabeledBatch:
+        """Put labeled images into one padded batch.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        return LabeledBatch(
+            view=pad_views([item.view for item in items]),
+            targets=[item.target for item in items],
+            image_ids=[item.image_id for item in items],
+        )
+
 
 class UnlabeledDataset(_ViewDataset, Dataset[UnlabeledItem]):
     """Images as a weak and a strong view, drawn independently; boxes of the source are ignored.
@@ -173,6 +186,19 @@ class UnlabeledDataset(_ViewDataset, Dataset[UnlabeledItem]):
         weak = weak_view(sample.image, self.augment, rng)
         strong = strong_view(sample.image, self.augment, rng)
         return UnlabeledItem(weak=self._to_item(weak), strong=self._to_item(strong), image_id=sample.image_id)
+
+    @staticmethod
+    def collate(items: Sequence[UnlabeledItem]) -> UnlabeledBatch:
+        """Put unlabeled images into one batch of weak and one of strong views, padded separately.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        return UnlabeledBatch(
+            weak=pad_views([item.weak for item in items]),
+            strong=pad_views([item.strong for item in items]),
+            image_ids=[item.image_id for item in items],
+        )
 
 
 class PassSampler(Sampler[tuple[int, int]]):
@@ -239,55 +265,26 @@ def pad_views(items: Sequence[ViewItem]) -> View:
     )
 
 
-def collate_labeled(items: Sequence[LabeledItem]) -> LabeledBatch:
-    """Put labeled images into one padded batch.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return LabeledBatch(
-        view=pad_views([item.view for item in items]),
-        targets=[item.target for item in items],
-        image_ids=[item.image_id for item in items],
-    )
-
-
-def collate_unlabeled(items: Sequence[UnlabeledItem]) -> UnlabeledBatch:
-    """Put unlabeled images into one batch of weak and one of strong views, padded separately.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return UnlabeledBatch(
-        weak=pad_views([item.weak for item in items]),
-        strong=pad_views([item.strong for item in items]),
-        image_ids=[item.image_id for item in items],
-    )
-
-
-def labeled_loader(
-    dataset: LabeledDataset, sampler: Sampler[tuple[int, int]], *, batch_size: int, num_workers: int = 0
+def view_loader(
+    dataset: LabeledDataset | UnlabeledDataset,
+    sampler: Sampler[tuple[int, int]],
+    *,
+    batch_size: int,
+    num_workers: int = 0,
 ) -> DataLoader[Any]:
-    """Return a loader of `LabeledBatch`, `batch_size` images each; the last one may be smaller."""
+    """Return a loader of `LabeledBatch` or `UnlabeledBatch`, as the data set makes them.
+
+    Args:
+        dataset: makes the items, and the batches with its `collate`.
+        sampler: pairs (index, seed), such as a `PassSampler`.
+        batch_size: images in a batch; the last one may have fewer.
+        num_workers: processes that make items; 0 = this one.
+    """
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        collate_fn=collate_labeled,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-    )
-
-
-def unlabeled_loader(
-    dataset: UnlabeledDataset, sampler: Sampler[tuple[int, int]], *, batch_size: int, num_workers: int = 0
-) -> DataLoader[Any]:
-    """Return a loader of `UnlabeledBatch`, `batch_size` images each; the last one may be smaller."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        collate_fn=collate_unlabeled,
+        collate_fn=dataset.collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )

@@ -3,12 +3,13 @@
 Source of the defaults: DINO, 4-scale, ResNet-50 (arXiv 2203.03605) as used by Semi-DETR (arXiv 2307.08095).
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-# Names of these fields in other detectors, which would otherwise be stored and ignored.
+# What other detectors call some of these fields.
 _NAMES_ELSEWHERE = {
     "backbone": "backbone_config",
     "num_classes": "num_labels",
@@ -20,6 +21,28 @@ AUTO_MAP = {
     "AutoModel": "modeling_semidetr.SemiDetrModel",
     "AutoModelForObjectDetection": "modeling_semidetr.SemiDetrForObjectDetection",
 }
+_COUNTS = (
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "encoder_n_points",
+    "decoder_n_points",
+    "num_feature_levels",
+    "num_queries",
+    "num_channels",
+)
+# Weights and scales: finite and not negative.
+_NOT_NEGATIVE = (
+    "class_cost",
+    "bbox_cost",
+    "giou_cost",
+    "class_loss_coefficient",
+    "bbox_loss_coefficient",
+    "giou_loss_coefficient",
+    "focal_gamma",
+    "denoising_box_noise",
+)
 DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50", "out_indices": [2, 3, 4]}
 
 
@@ -118,7 +141,8 @@ class SemiDetrConfig(PreTrainedConfig):
         num_labels: int = 2
 
     def __post_init__(self, **kwargs: Any):
-        # transformers stores unknown arguments silently: a typo would give a model of default size.
+        # transformers stores arguments it does not know and ignores them. Only the names in this table are refused;
+        # a typo of any other kind is still stored.
         unknown = [name for name in kwargs if name in _NAMES_ELSEWHERE]
         if unknown:
             raise ValueError(f"{unknown[0]} is not a field of SemiDetrConfig; use {_NAMES_ELSEWHERE[unknown[0]]}")
@@ -140,7 +164,7 @@ class SemiDetrConfig(PreTrainedConfig):
                 raise ValueError(f"d_model = {self.d_model} is not divisible by {name} = {getattr(self, name)}")
         if self.d_model % 4:
             raise ValueError(f"d_model = {self.d_model} is not divisible by 4, which the sine encoding needs")
-        for name in ("encoder_layers", "decoder_layers", "num_feature_levels", "num_queries", "num_channels"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("num_denoising_queries", "num_frozen_backbone_stages"):
@@ -159,6 +183,17 @@ class SemiDetrConfig(PreTrainedConfig):
         rows = self.label_embedding_rows
         if rows is not None and rows < self.num_labels:
             raise ValueError(f"label_embedding_rows = {rows} is less than the {self.num_labels} labels of the model")
+
+    def validate_loss(self):
+        """Check what only the loss reads; called by transformers like `validate_architecture`."""
+        for name in _NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        for name in ("denoising_label_noise", "focal_alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.matcher_eps < math.inf:
+            raise ValueError(f"matcher_eps must be finite and above 0, got {self.matcher_eps}")
 
     @classmethod
     def base(cls, **overrides: Any) -> "SemiDetrConfig":

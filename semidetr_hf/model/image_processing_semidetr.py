@@ -1,6 +1,7 @@
 """Image processor: resize, normalise and pad images; turn predictions back into pixel boxes."""
 
 import math
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,11 @@ class SemiDetrImageProcessor(DeformableDetrImageProcessor):
 
     - boxes of labels stay relative to the *unpadded* image, because the model predicts in that frame;
     - images of any mode are converted to RGB and turned upright by their EXIF tag;
+    - 16-bit greys are scaled to 8 bits instead of clipped;
     - annotations may lack `area` and may have an `image_id` that is not a number.
+
+    `pipeline()` of transformers turns pictures into RGB itself before this processor sees them, which clips 16-bit
+    greys to white: give it 8-bit pictures, for example as `semidetr_hf.data.images.load_image` reads them.
 
     `post_process_object_detection` is the parent's: sigmoid scores, the best `top_k` of all (query, class) pairs.
     """
@@ -31,18 +36,21 @@ class SemiDetrImageProcessor(DeformableDetrImageProcessor):
         Args:
             images: one image or a list: PIL, numpy or torch.
             annotations: one or a list of `{"image_id", "annotations": [{"bbox": [x, y, w, h], "category_id"}]}`; the
-                category id must be the model's label (0-based). Crowd and empty boxes are dropped.
+                category id must be the model's label (0-based). Crowd and empty boxes are dropped. Labels hold numbers
+                only: an `image_id` that is text or missing becomes the position of the image in the batch.
             *args: as in the parent.
             **kwargs: overrides of any attribute, e.g. `size`, and `return_tensors`.
 
         Raises:
-            ValueError: if an annotation is not a dictionary with "annotations", or a box is not four numbers.
+            ValueError: if an annotation is not a dictionary with "annotations", a box is not four numbers, or a PIL
+                image has floating-point pixels, whose range is unknown.
         """
         if annotations is not None:
             several = isinstance(annotations, (list, tuple))
-            cleaned = [_complete_annotation(a) for a in (annotations if several else [annotations])]
+            given = annotations if several else [annotations]
+            cleaned = [_complete_annotation(annotation, place) for place, annotation in enumerate(given)]
             annotations = cleaned if several else cleaned[0]
-        upright = [_upright(i) for i in images] if isinstance(images, (list, tuple)) else _upright(images)
+        upright = [_to_rgb(i) for i in images] if isinstance(images, (list, tuple)) else _to_rgb(images)
         return super().preprocess(upright, annotations, *args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,22 +65,29 @@ class SemiDetrImageProcessor(DeformableDetrImageProcessor):
         )
 
 
-def _upright(image: Any) -> Any:
-    """Apply the EXIF orientation of a PIL image; other images have none. 16-bit greys are brought to 8 bits."""
+def _to_rgb(image: Any) -> Any:
+    """Turn a PIL image upright and into RGB, as the readers of training images do; other images stay as they are."""
     if not isinstance(image, Image.Image):
         return image
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        # PIL's own conversion clips everything above 255 to white.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("an image has floating-point pixels of unknown range; convert it to 8 bits per channel")
+    if image.mode.startswith("I"):
+        # Pillow clips wide integers to 255 instead of scaling them, which turns the picture white.
+        values = np.asarray(image).astype(np.int64)
+        if values.size and values.max() > 255:
+            values = values // 257
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _complete_annotation(annotation: Any) -> dict:
-    """Fill in what the parent requires and COCO files often lack."""
+def _complete_annotation(annotation: Any, place: int) -> dict:
+    """Fill in what the parent requires and COCO files often lack; `place` is the position in the batch."""
     if not isinstance(annotation, dict) or "annotations" not in annotation:
         raise ValueError(f"an annotation must be a dictionary with the key 'annotations', got {annotation!r}"[:300])
-    image_id = annotation.get("image_id", 0)
+    image_id = annotation.get("image_id", place)
     objects = []
     for item in annotation["annotations"]:
         box = _four_numbers(item.get("bbox"))
@@ -83,7 +98,7 @@ def _complete_annotation(annotation: Any) -> dict:
         if "category_id" not in item:
             raise ValueError(f"image {image_id!r}: the box {box} has no category_id, the model's label")
         objects.append({"area": box[2] * box[3], "iscrowd": 0, **item, "bbox": box})
-    return {**annotation, "image_id": image_id if isinstance(image_id, int) else 0, "annotations": objects}
+    return {**annotation, "image_id": image_id if isinstance(image_id, Integral) else place, "annotations": objects}
 
 
 def _four_numbers(box: Any) -> list[float] | None:

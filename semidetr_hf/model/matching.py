@@ -134,12 +134,12 @@ class HungarianMatcher:
             min(Q, G) pairs for every prediction set and image, queries ascending.
 
         Raises:
-            ValueError: if a cost is not finite, with the number of bad entries.
+            FloatingPointError: if a cost is not finite, with the number of bad entries.
         """
         cost = self.cost(logits, boxes, class_labels=class_labels, target_boxes=targets.boxes).cpu()
         if not torch.isfinite(cost).all():
             bad = int((~torch.isfinite(cost)).sum())
-            raise ValueError(
+            raise FloatingPointError(
                 f"{bad} of {cost.numel()} matching costs are not finite: the predictions hold NaN or infinity "
                 "(diverged training? lower the learning rate or the gradient clip)"
             )

@@ -489,19 +489,12 @@ class SemiDetrModel(SemiDetrPreTrainedModel):
         self.decoder = SemiDetrDecoder(config)
         self.post_init()
 
-    def freeze_backbone(self) -> None:
-        """Stop training the whole backbone."""
-        for parameter in self.backbone.parameters():
-            parameter.requires_grad_(False)
-
-    def unfreeze_backbone(self) -> None:
-        """Train the whole backbone but frozen norms."""
-        for parameter in self.backbone.parameters():
-            parameter.requires_grad_(True)
-
     def project(self, pixel_values: Tensor) -> list[Tensor]:
         """Return the pyramid before the encoder: L tensors (B, D, H_l, W_l)."""
         features = list(self.backbone(pixel_values).feature_maps)
+        # timm says so where channels stand last; shapes cannot tell, a level may be as wide as it has channels.
+        if getattr(getattr(self.backbone, "_backbone", None), "output_fmt", "NCHW") == "NHWC":
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
         pyramid = [projection(feature) for projection, feature in zip(self.input_proj, features, strict=False)]
         source = features[-1]  # extra levels start from the raw last feature, not from its projection
         for projection in self.input_proj[len(features) :]:
@@ -658,7 +651,7 @@ def build_backbone(config: SemiDetrConfig) -> nn.Module:
     """Return the backbone with untrained weights, its frozen part marked; nothing is downloaded.
 
     Raises:
-        ValueError: naming the backbone, if transformers or timm cannot build it.
+        ValueError: naming the backbone, if transformers or timm cannot build it, or it takes images of one size only.
     """
     backbone_config: Any = config.backbone_config
     name = getattr(backbone_config, "backbone", backbone_config.model_type)
@@ -670,10 +663,35 @@ def build_backbone(config: SemiDetrConfig) -> nn.Module:
             f"backbone_config: backbone {name!r} with out_indices {levels} cannot be built "
             f"({str(error).splitlines()[0]}); timm.list_models() lists the names of timm"
         ) from error
+    check_any_size(backbone, name, config.num_channels)
     if config.freeze_backbone_norm:
         freeze_batch_norm_2d(backbone)
     freeze_first_stages(backbone, config.num_frozen_backbone_stages)
     return backbone
+
+
+@torch.no_grad()
+def check_any_size(backbone: Any, name: str, num_channels: int) -> None:
+    """Refuse a timm backbone that takes one image size only, or only multiples of its patch.
+
+    timm marks a network as of fixed size on suspicion; a marked one is tried on an image of 100 x 61 pixels.
+
+    Raises:
+        ValueError: naming the backbone and what to choose instead.
+    """
+    marks = getattr(getattr(backbone, "_backbone", None), "pretrained_cfg", None) or {}
+    if not marks.get("fixed_input_size"):
+        return
+    training = backbone.training
+    try:
+        backbone.eval()(next(backbone.parameters()).new_zeros(1, num_channels, 100, 61))
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"backbone_config: backbone {name!r} does not take images of any size ({reason}); "
+            "choose one that does, such as resnet50 or convnext_tiny of timm, or model_type 'swin' of transformers"
+        ) from error
+    backbone.train(training)
 
 
 def freeze_first_stages(backbone: Any, num_stages: int) -> None:

@@ -9,7 +9,6 @@ Source: Semi-DETR (arXiv 2307.08095), section 3.1 and figure 2.
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from semidetr_hf.model import SemiDetrForObjectDetection
@@ -17,7 +16,7 @@ from semidetr_hf.model.criterion import average_num_boxes
 from semidetr_hf.model.outputs import EncodedImages
 from semidetr_hf.ssod.pseudo_labels import keep_confident, project_to_view, select_candidates, to_targets
 from semidetr_hf.ssod.teacher import EMATeacher
-from semidetr_hf.structures import PseudoLabels, SemiBatch, Target, UnlabeledBatch
+from semidetr_hf.structures import PseudoLabels, SemiBatch, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,21 +75,27 @@ class SemiDetrObjective(nn.Module):
             batch: without unlabeled images only the supervised losses are computed.
             teacher: labels the weak views.
         """
-        labeled = batch.labeled
-        supervised_encoded = self.student.encode(labeled.view.pixel_values, labeled.view.pixel_mask)
-        supervised = self.detection_losses(supervised_encoded, labeled.targets)
-        pseudo: dict[str, Tensor] = {}
-        confident: list[PseudoLabels] = []
-        if batch.unlabeled is not None:
-            confident = self.label(batch.unlabeled, teacher)
-            strong = batch.unlabeled.strong
-            student_encoded = self.student.encode(strong.pixel_values, strong.pixel_mask)
-            pseudo = self.detection_losses(student_encoded, to_targets(confident, strong))
-        return StepLosses(
-            supervised={f"sup_{name}": loss for name, loss in supervised.items()},
-            pseudo={f"pseudo_{name}": loss for name, loss in pseudo.items()},
-            confident=confident,
+        rules, labeled, unlabeled = self.rules, batch.labeled, batch.unlabeled
+        labeled_features = self.student.encode(labeled.view.pixel_values, labeled.view.pixel_mask)
+        supervised = _named("sup", self.detection_losses(labeled_features, labeled.targets))
+        if unlabeled is None:
+            return StepLosses(supervised=supervised, pseudo={}, confident=[])
+
+        weak, strong = unlabeled.weak, unlabeled.strong
+        teacher_features = teacher.encode(weak)
+        detections = teacher.detect(
+            teacher_features,
+            weak,
+            iou_threshold=rules.nms_iou,
+            min_score=rules.min_score,
+            max_detections=rules.max_detections,
         )
+        candidates = [select_candidates(d, mean_std_filter=rules.mean_std_filter) for d in detections]
+        candidates = project_to_view(candidates, weak, strong, min_box_size=rules.min_box_size)
+        student_features = self.student.encode(strong.pixel_values, strong.pixel_mask)
+        confident = keep_confident(candidates, rules.score_threshold)
+        pseudo = _named("pseudo", self.detection_losses(student_features, to_targets(confident, strong)))
+        return StepLosses(supervised=supervised, pseudo=pseudo, confident=confident)
 
     def detection_losses(self, encoded: EncodedImages, targets: list[Target]) -> dict[str, Tensor]:
         """Decode encoded images, with denoising queries, and compare with the targets; names as in `SetCriterion`."""
@@ -100,18 +105,6 @@ class SemiDetrObjective(nn.Module):
         predictions, _ = self.student.decode(encoded, denoising)
         return self.student.criterion(predictions, labels, average_num_boxes(labels, self.student.device))
 
-    @torch.no_grad()
-    def label(self, unlabeled: UnlabeledBatch, teacher: EMATeacher) -> list[PseudoLabels]:
-        """Return the confident pseudo-labels of every image, in pixels of its strong view."""
-        rules = self.rules
-        teacher_encoded = teacher.encode(unlabeled.weak)
-        detections = teacher.detect(
-            teacher_encoded,
-            unlabeled.weak,
-            iou_threshold=rules.nms_iou,
-            min_score=rules.min_score,
-            max_detections=rules.max_detections,
-        )
-        candidates = [select_candidates(d, mean_std_filter=rules.mean_std_filter) for d in detections]
-        candidates = project_to_view(candidates, unlabeled.weak, unlabeled.strong, min_box_size=rules.min_box_size)
-        return keep_confident(candidates, rules.score_threshold)
+
+def _named(prefix: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}_{name}": loss for name, loss in losses.items()}

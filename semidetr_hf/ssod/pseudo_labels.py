@@ -84,7 +84,8 @@ def project_to_view(
     for i, labels in enumerate(candidates):
         to_strong = compose(invert(weak.homographies[i]), strong.homographies[i])
         height, width = strong.image_sizes[i].tolist()
-        boxes = clip_boxes(apply_to_boxes(to_strong, labels.boxes_xyxy), (height, width))
+        boxes = apply_to_boxes(to_strong.to(labels.boxes_xyxy), labels.boxes_xyxy)
+        boxes = clip_boxes(boxes, (height, width))
         moved = PseudoLabels(boxes_xyxy=boxes, class_labels=labels.class_labels, scores=labels.scores)
         projected.append(moved[has_visible_area(boxes, min_box_size)])
     return projected

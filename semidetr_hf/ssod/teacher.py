@@ -19,8 +19,8 @@ from semidetr_hf.structures import PseudoLabels, View
 class EMATeacher(nn.Module):
     """A copy of the student that follows it slowly, without gradients and always in evaluation mode.
 
-    It is never prepared for data-parallel training: every process holds the same one, because every process makes the
-    same updates.
+    It is never prepared for data-parallel training: every process holds the same one as long as every process updates
+    it with the same student, buffers included.
 
     Args:
         student: copied; its own weights are not touched.

@@ -201,7 +201,6 @@ class RunConfig:
     gradient_accumulation_steps: int = option(1, help="batches per optimizer step")
     log_every: int = option(50, help="steps between two lines of the log")
     eval_every: int = option(4000, help="steps between two evaluations")
-    save_every: int = option(4000, help="steps between two checkpoints")  # released code
     trackers: list[str] = option([], help="trackers of Accelerate to report to, such as tensorboard")
     cpu: bool = option(False, help="train on the CPU even where there is an accelerator")
 
@@ -209,7 +208,7 @@ class RunConfig:
         _check_types(self)
         _require(self, "output_dir", self.output_dir != "", "a folder")
         _require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
-        for name in ("gradient_accumulation_steps", "log_every", "eval_every", "save_every"):
+        for name in ("gradient_accumulation_steps", "log_every", "eval_every"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class RunningMeans:
-    """Means of named numbers since the last reset; tensors are summed on their device, so that no step waits."""
+    """Means of named numbers since the last reset; tensors are summed on their device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}

@@ -166,6 +166,11 @@ def _load_detector(choice: ModelConfig, categories: dict[str, Any]) -> SemiDetrF
         raise ValueError(
             f"backbone={choice.backbone!r} contradicts init_from={choice.init_from!r}; leave one of them out"
         )
+    if choice.backbone_weights not in ("imagenet", "random"):
+        raise ValueError(
+            f"backbone_weights={choice.backbone_weights!r} would not be read: init_from={choice.init_from!r} "
+            "brings its own; leave one of them out"
+        )
     if not (Path(str(choice.init_from)) / "config.json").is_file():
         raise FileNotFoundError(f"init_from={choice.init_from!r}: no folder with the config.json of a saved detector")
     loaded: Any = SemiDetrForObjectDetection.from_pretrained(
@@ -173,7 +178,9 @@ def _load_detector(choice: ModelConfig, categories: dict[str, Any]) -> SemiDetrF
     )
     model, report = loaded
     fresh = sorted(key for key, *_ in report["mismatched_keys"])
-    logger.info("detector loaded from %s; started anew: %s", choice.init_from, ", ".join(fresh) or "nothing")
+    logger.info(
+        "detector of its own size loaded from %s; started anew: %s", choice.init_from, ", ".join(fresh) or "nothing"
+    )
     return model
 
 

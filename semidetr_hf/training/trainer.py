@@ -8,13 +8,13 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,8 +24,7 @@ from semidetr_hf.data.loading import (
     LabeledDataset,
     PassSampler,
     UnlabeledDataset,
-    labeled_loader,
-    unlabeled_loader,
+    view_loader,
 )
 from semidetr_hf.data.sources import Source
 from semidetr_hf.data.validation import check_sources
@@ -83,6 +82,7 @@ class SemiDetrTrainer:
 
     Raises:
         ValueError, FileNotFoundError: if the data makes the run pointless, see `check_sources`.
+        ValueError: if a tracker is unknown or not installed; names it.
     """
 
     def __init__(
@@ -109,6 +109,11 @@ class SemiDetrTrainer:
             # Images without boxes leave some parameters without a gradient in a step.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        missing = set(config.run.trackers) - {str(tracker) for tracker in self.accelerator.log_with}
+        if missing:
+            raise ValueError(
+                f"trackers={config.run.trackers}: {', '.join(sorted(missing))} is not installed or unknown"
+            )
         warnings = check_sources(labeled, unlabeled, val, seed=config.run.seed)
         if self.accelerator.is_main_process:
             for warning in warnings:
@@ -122,18 +127,7 @@ class SemiDetrTrainer:
         )
         self.student = model.to(self.accelerator.device)
         self.teacher = EMATeacher(self.student)
-        rules = config.pseudo_labels
-        objective = SemiDetrObjective(
-            self.student,
-            PseudoLabelRules(
-                score_threshold=rules.score_threshold,
-                mean_std_filter=rules.mean_std_filter,
-                nms_iou=rules.nms_iou,
-                min_score=rules.min_score,
-                max_detections=rules.max_detections,
-                min_box_size=rules.min_box_size,
-            ),
-        )
+        objective = SemiDetrObjective(self.student, PseudoLabelRules(**asdict(config.pseudo_labels)))
         optimizer = build_optimizer(self.student, config.optimizer)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.scheduler = build_scheduler(optimizer, config.optimizer, schedule.num_steps)
@@ -144,7 +138,9 @@ class SemiDetrTrainer:
         )
         self.datasets: list[LabeledDataset | UnlabeledDataset] = []
         self.labeled_batches = self._labeled_batches(labeled)
-        self.unlabeled_batches = None if unlabeled is None else self._unlabeled_batches(unlabeled)
+        self.unlabeled_batches = None
+        if unlabeled is not None and schedule.unsupervised_weight > 0:
+            self.unlabeled_batches = self._unlabeled_batches(unlabeled)
         self.step = 0
         self.best: tuple[DetectionMetrics, str, int] | None = None
 
@@ -158,7 +154,7 @@ class SemiDetrTrainer:
         self.datasets.append(dataset)
         draws = self._num_draws(data.labeled_batch_size, self.config.schedule.num_steps)
         sampler = PassSampler(len(dataset), draws, seed=self.config.run.seed)
-        loader = labeled_loader(dataset, sampler, batch_size=data.labeled_batch_size, num_workers=data.num_workers)
+        loader = view_loader(dataset, sampler, batch_size=data.labeled_batch_size, num_workers=data.num_workers)
         return iter(self.accelerator.prepare(loader))
 
     def _unlabeled_batches(self, source: Source) -> Iterator[UnlabeledBatch]:
@@ -167,7 +163,7 @@ class SemiDetrTrainer:
         self.datasets.append(dataset)
         draws = self._num_draws(data.unlabeled_batch_size, schedule.num_steps - schedule.burn_in_steps)
         sampler = PassSampler(len(dataset), draws, seed=self.config.run.seed + 1)
-        loader = unlabeled_loader(dataset, sampler, batch_size=data.unlabeled_batch_size, num_workers=data.num_workers)
+        loader = view_loader(dataset, sampler, batch_size=data.unlabeled_batch_size, num_workers=data.num_workers)
         return iter(self.accelerator.prepare(loader))
 
     def train(self) -> TrainingResult:
@@ -182,7 +178,7 @@ class SemiDetrTrainer:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self.config.save(self.output_dir / "config.yaml")
         self.accelerator.init_trackers("semidetr", config=_flat(self.config.to_dict()))
-        log = JsonlLog(self.output_dir / "log.jsonl") if main else None
+        log = self._new_log() if main else None
         means = RunningMeans()
         started = time.monotonic()
         metrics: dict[str, DetectionMetrics] = {}
@@ -192,7 +188,7 @@ class SemiDetrTrainer:
                 means.update(self.train_step())
                 self.step += 1
                 bar.update()
-                bar.set_description(self._phase())
+                bar.set_description(self._phase(), refresh=False)
                 last = self.step == schedule.num_steps
 
                 # Once in a while: log.
@@ -212,6 +208,8 @@ class SemiDetrTrainer:
         self._save(self.student, "student")
         self._save(self.teacher.detector, "teacher")
         num_unreadable = self._num_unreadable()
+        for batches in filter(None, (self.labeled_batches, self.unlabeled_batches)):
+            next(batches, None)  # runs the loaders to their end, which ends their workers
         self.accelerator.end_training()
         best, network, step = self.best or (None, None, None)
         return TrainingResult(
@@ -223,6 +221,13 @@ class SemiDetrTrainer:
             num_unreadable=num_unreadable,
             seconds=time.monotonic() - started,
         )
+
+    def _new_log(self) -> JsonlLog:
+        path = self.output_dir / "log.jsonl"
+        if path.exists():
+            logger.warning("%s is replaced: the folder holds an earlier run", path)
+            path.unlink()
+        return JsonlLog(path)
 
     def _num_unreadable(self) -> int:
         """Return how many images could not be read so far, on all processes and in all loader workers together."""
@@ -236,19 +241,25 @@ class SemiDetrTrainer:
         for _ in range(self.config.run.gradient_accumulation_steps):
             with self.accelerator.accumulate(self.objective):
                 means.update(self._accumulate(self._next_batch()))
-        momentum = self.schedule.ema_momentum(self.teacher.num_updates)
-        self.teacher.update(self.student, momentum)
-        if self.schedule.ends_burn_in(self.step):
+        self._share_buffers()
+        self.teacher.update(self.student, self.schedule.ema_momentum(self.teacher.num_updates))
+        if self.unlabeled_batches is not None and self.schedule.ends_burn_in(self.step):
             # Both networks go on from the averaged weights, the better ones.
             self.student.load_state_dict(self.teacher.detector.state_dict())
         return means.compute()
+
+    def _share_buffers(self) -> None:
+        """Give every process the running statistics of the first one; only gradients are averaged by themselves."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.student.buffers():
+                broadcast(buffer)
 
     def _accumulate(self, batch: SemiBatch) -> dict[str, Tensor | float]:
         """Add the gradients of one batch; make the optimizer step if it is the last of its step."""
         try:
             with self.accelerator.autocast():
                 losses = self.objective(batch, self.teacher)
-        except ValueError as error:
+        except FloatingPointError as error:
             # Predictions that are not finite cannot be matched, and the matcher does not know the images.
             raise FloatingPointError(f"{self._describe_bad_step('predictions', batch)} ({error})") from error
         loss = self.student.weigh(losses.supervised)
@@ -278,8 +289,7 @@ class SemiDetrTrainer:
 
     def _next_batch(self) -> SemiBatch:
         unlabeled = None
-        weight = self.config.schedule.unsupervised_weight
-        if self.unlabeled_batches is not None and weight > 0 and self.schedule.uses_unlabeled(self.step):
+        if self.unlabeled_batches is not None and self.schedule.uses_unlabeled(self.step):
             unlabeled = next(self.unlabeled_batches)
         return SemiBatch(labeled=next(self.labeled_batches), unlabeled=unlabeled)
 
@@ -315,14 +325,19 @@ class SemiDetrTrainer:
         return metrics
 
     def _save(self, network: SemiDetrForObjectDetection, name: str) -> None:
-        """Write a network and its processor to a folder that is complete or not there at all."""
+        """Write a network and its processor; the folder is complete or, after a crash between two renames, set aside.
+
+        The next save puts back what such a crash has set aside.
+        """
         if not self.accelerator.is_main_process:
             return
         folder, unfinished = self.output_dir / name, self.output_dir / f".{name}-unfinished"
+        previous = self.output_dir / f".{name}-previous"
+        if previous.exists() and not folder.exists():
+            previous.rename(folder)
         shutil.rmtree(unfinished, ignore_errors=True)
         network.save_pretrained(unfinished)
         self.image_processor.save_pretrained(unfinished)
-        previous = self.output_dir / f".{name}-previous"
         shutil.rmtree(previous, ignore_errors=True)
         if folder.exists():
             folder.rename(previous)

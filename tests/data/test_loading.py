@@ -20,13 +20,11 @@ from semidetr_hf.data.loading import (
     PassSampler,
     UnlabeledDataset,
     ViewItem,
-    collate_labeled,
-    collate_unlabeled,
-    labeled_loader,
     pad_views,
-    unlabeled_loader,
+    view_loader,
 )
 from semidetr_hf.geometry import apply_to_boxes, identity
+from semidetr_hf.structures import LabeledBatch
 
 MEAN, STD = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
 PLAIN = AugmentConfig(short_edges=(30,), flip_probability=0.0, color=False)
@@ -196,10 +194,10 @@ def test_padding_is_zero_at_the_bottom_and_right() -> None:
 def test_a_batch_of_two_holds_the_two_batches_of_one(source: CocoSource) -> None:
     dataset = LabeledDataset(source, VARIED, MEAN, STD)
     items: list[LabeledItem] = [dataset[0, 1], dataset[1, 2]]
-    both = collate_labeled(items)
+    both = dataset.collate(items)
     assert both.image_ids == [1, 2] and len(both.view) == 2
     for row, item in enumerate(items):
-        single = collate_labeled([item])
+        single = dataset.collate([item])
         height, width = single.view.image_sizes[0].tolist()
         assert same(both.view.pixel_values[row, :, :height, :width], single.view.pixel_values[0])
         assert single.view.pixel_mask.all() and both.view.pixel_mask[row].sum() == height * width
@@ -207,15 +205,15 @@ def test_a_batch_of_two_holds_the_two_batches_of_one(source: CocoSource) -> None
 
 
 def test_empty_batches_are_refused() -> None:
-    for collate in (collate_labeled, collate_unlabeled):
+    for dataset in (LabeledDataset, UnlabeledDataset):
         with pytest.raises(ValueError, match="no views"):
-            collate([])
+            dataset.collate([])
 
 
 def batches(folder: FolderSource, *, start: int, num_workers: int) -> Iterator[tuple[list[str], torch.Tensor]]:
     dataset = UnlabeledDataset(folder, VARIED, MEAN, STD)
     sampler = PassSampler(len(folder), 10, seed=5, start=start)
-    for batch in unlabeled_loader(dataset, sampler, batch_size=4, num_workers=num_workers):
+    for batch in view_loader(dataset, sampler, batch_size=4, num_workers=num_workers):
         yield batch.image_ids, batch.strong.pixel_values
 
 
@@ -229,7 +227,10 @@ def test_batches_do_not_depend_on_workers_and_can_resume(folder: FolderSource) -
         assert ids == other_ids and same(pixels, other_pixels)
 
 
-def test_labeled_loader(source: CocoSource) -> None:
-    loader = labeled_loader(LabeledDataset(source, VARIED, MEAN, STD), PassSampler(2, 4, 0), batch_size=2)
-    seen = [batch.image_ids for batch in loader]
+def test_loader_of_labeled_images(source: CocoSource) -> None:
+    loader = view_loader(LabeledDataset(source, VARIED, MEAN, STD), PassSampler(2, 4, 0), batch_size=2)
+    seen = []
+    for batch in loader:
+        assert isinstance(batch, LabeledBatch)
+        seen.append(batch.image_ids)
     assert [sorted(image_ids) for image_ids in seen] == [[1, 2], [1, 2]]

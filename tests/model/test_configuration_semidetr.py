@@ -65,6 +65,21 @@ def test_sizes():
         ({"decoder_layers": 0}, "decoder_layers must be at least 1, got 0"),
         ({"num_feature_levels": 0}, "num_feature_levels must be at least 1, got 0"),
         ({"num_queries": 0}, "num_queries must be at least 1, got 0"),
+        ({"encoder_n_points": 0}, "encoder_n_points must be at least 1, got 0"),
+        ({"decoder_n_points": -4}, "decoder_n_points must be at least 1, got -4"),
+        ({"encoder_ffn_dim": 0}, "encoder_ffn_dim must be at least 1, got 0"),
+        ({"decoder_ffn_dim": 0}, "decoder_ffn_dim must be at least 1, got 0"),
+        ({"class_cost": -1}, "class_cost must be finite and not negative, got -1"),
+        ({"bbox_cost": float("inf")}, "bbox_cost must be finite and not negative, got inf"),
+        ({"giou_cost": float("nan")}, "giou_cost must be finite and not negative, got nan"),
+        ({"class_loss_coefficient": -0.5}, "class_loss_coefficient must be finite and not negative, got -0.5"),
+        ({"bbox_loss_coefficient": float("nan")}, "bbox_loss_coefficient must be finite and not negative, got nan"),
+        ({"giou_loss_coefficient": -2}, "giou_loss_coefficient must be finite and not negative, got -2"),
+        ({"focal_gamma": -1.0}, "focal_gamma must be finite and not negative, got -1.0"),
+        ({"focal_alpha": 1.5}, r"focal_alpha must lie in \[0, 1\], got 1.5"),
+        ({"denoising_label_noise": -0.1}, r"denoising_label_noise must lie in \[0, 1\], got -0.1"),
+        ({"denoising_box_noise": -0.4}, "denoising_box_noise must be finite and not negative, got -0.4"),
+        ({"matcher_eps": 0.0}, "matcher_eps must be finite and above 0, got 0.0"),
         ({"num_denoising_queries": -1}, "num_denoising_queries must not be negative, got -1"),
         ({"num_frozen_backbone_stages": -1}, "num_frozen_backbone_stages must not be negative, got -1"),
         ({"inverse_sigmoid_eps": 0.5}, "inverse_sigmoid_eps must lie between 0 and 0.5, got 0.5"),
@@ -90,6 +105,13 @@ def test_values_that_do_not_fit_together(overrides, message):
 def test_wrong_names(overrides, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**overrides)
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    zeros = ["class_cost", "bbox_cost", "giou_loss_coefficient", "focal_gamma", "focal_alpha", "denoising_box_noise"]
+    config = tiny_config(**dict.fromkeys(zeros, 0), denoising_label_noise=1, encoder_n_points=1, decoder_ffn_dim=1)
+    assert [getattr(config, name) for name in zeros] == [0] * 6
+    assert tiny_config(focal_alpha=1, denoising_label_noise=0).focal_alpha == 1
 
 
 def test_wrong_type_is_named():

@@ -138,6 +138,21 @@ def test_bf16_value_gives_bf16():
     assert_close(low.float(), attend(value, locations, weights), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_captured_graphs_sample_in_float32(monkeypatch, dtype):
+    """Only the value and the output are rounded, not where it is read: that would move points on wide levels."""
+    shapes = [(100, 160), (50, 80)]
+    value, locations, weights = random_inputs(shapes=shapes)
+    value = value.to(dtype)
+    expected = sample_by_grid(value.float(), shapes, locations, weights)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    output = attend(value, locations, weights, shapes)
+    assert output.dtype == dtype
+    assert torch.equal(output, expected.to(dtype))
+    rounded = sample_by_grid(value.float(), shapes, locations.to(dtype).float(), weights)
+    assert (rounded - expected).abs().max() > 10 * (output.float() - expected).abs().max()
+
+
 def test_no_queries():
     value, locations, weights = random_inputs()
     value.requires_grad_()

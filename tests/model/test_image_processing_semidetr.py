@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from transformers import AutoImageProcessor
 
 from semidetr_hf import SemiDetrImageProcessor
+from semidetr_hf.data.images import load_image
 
 EXIF_ORIENTATION = 0x0112
 
@@ -62,6 +63,14 @@ def test_area_and_numeric_ids_are_not_needed(processor):
     assert given["area"].item() == pytest.approx(30 * (width / 40) * (height / 30), rel=1e-4)
 
 
+def test_ids_that_are_no_numbers_become_positions(processor):
+    ids = ["b.jpg", 40, "a.jpg", np.int64(7)]
+    annotations = [annotation([10, 6, 20, 6], image_id=image_id) for image_id in ids]
+    annotations.append({"annotations": []})
+    labels = processor([plain()] * 5, annotations, return_tensors="pt")["labels"]
+    assert [label["image_id"].item() for label in labels] == [0, 40, 2, 7, 4]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -92,6 +101,35 @@ def test_modes_give_the_same_picture(processor):
         assert picture.mode == mode
         # A palette and CMYK round to neighbouring greys.
         assert_close(processor(picture, return_tensors="pt")["pixel_values"], expected, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values"),
+    [
+        ("I", [[0, 25700, 65535]]),
+        ("I", [[0, 100, 255]]),
+        ("I;16", [[0, 25700, 65535]]),
+        ("I;16", [[0, 256, 300]]),
+        ("I;16", [[0, 100, 255]]),
+        ("I;16", [[0, 0, 0]]),
+    ],
+)
+def test_wide_integers_are_read_as_by_the_reader_of_training_images(processor, tmp_path, mode, values):
+    path = tmp_path / "grey.tif"  # unlike png, tif keeps mode I
+    Image.fromarray(np.array(values, dtype=np.int32 if mode == "I" else np.uint16)).save(path)
+    with Image.open(path) as stored:
+        assert stored.mode == mode
+        direct = processor(stored, return_tensors="pt")["pixel_values"]
+    read = load_image(path)
+    assert torch.equal(direct, processor(read, return_tensors="pt")["pixel_values"])
+    # Scaled by 257 only where they do not fit 8 bits.
+    expected = values[0] if max(values[0]) <= 255 else [value // 257 for value in values[0]]
+    assert np.asarray(read)[0, :, 0].tolist() == expected
+
+
+def test_floating_point_pixels_are_refused(processor):
+    with pytest.raises(ValueError, match="floating-point pixels of unknown range"):
+        processor(Image.fromarray(np.zeros((4, 4), dtype=np.float32)), return_tensors="pt")
 
 
 def test_black_and_white(processor):

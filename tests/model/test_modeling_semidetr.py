@@ -239,7 +239,7 @@ def timm_backbone(name, out_indices=(1, 2, 3)):
     return {"model_type": "timm_backbone", "backbone": name, "out_indices": list(out_indices)}
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv3_small_050", "convnext_atto"])
+@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv3_small_050", "convnext_atto", "test_mambaout"])
 @torch.no_grad()
 def test_timm_backbones(name):
     model = tiny_model(backbone_config=timm_backbone(name), num_frozen_backbone_stages=2)
@@ -310,17 +310,45 @@ def test_backbones_that_cannot_be_built_are_named(backbone, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "test_vit", "test_coatnet"])
+def test_backbones_of_one_image_size_are_refused(name):
+    with torch.device("meta"), pytest.raises(ValueError, match=f"backbone '{name}' does not take images of") as error:
+        SemiDetrModel(tiny_config(backbone_config=timm_backbone(name)))
+    assert "such as resnet50 or convnext_tiny of timm, or model_type 'swin' of transformers" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_backbones_that_timm_only_suspects_of_one_image_size_are_taken():
+    with torch.device("meta"):
+        backbone = SemiDetrModel(tiny_config(backbone_config=timm_backbone("xcit_nano_12_p16_224"))).backbone
+        assert backbone._backbone.pretrained_cfg["fixed_input_size"]
+        assert backbone.training
+        assert backbone(torch.zeros(1, 3, 64, 96)).feature_maps[0].shape == (1, 128, 4, 6)
+
+
+@torch.no_grad()
+def test_channels_that_stand_last_are_moved():
+    """Also where shapes do not tell: at stride 4 a width of 64 pixels gives 16 columns, as many as channels."""
+    config = tiny_config(backbone_config=timm_backbone("test_mambaout", (0, 1, 2)))
+    model = SemiDetrModel(config).eval()
+    pixels = torch.randn(1, 3, 96, 4 * model.backbone.channels[0])
+    features = model.backbone(pixels).feature_maps
+    assert features[0].shape == (1, 24, model.backbone.channels[0], model.backbone.channels[0])
+    for i, (feature, level) in enumerate(zip(features, model.project(pixels), strict=False)):
+        assert_close(level, model.input_proj[i](feature.movedim(-1, 1)))
+
+
+@torch.no_grad()
+def test_swin_of_transformers_takes_any_size():
+    swin = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 1, 1], "window_size": 3}
+    config = tiny_config(backbone_config={**swin, "out_features": ["stage1", "stage2", "stage3"]})
+    pyramid = SemiDetrModel(config).eval().project(torch.randn(1, 3, 100, 61))
+    assert [tuple(level.shape[:2]) for level in pyramid] == [(1, 32)] * 4
+
+
 def test_too_many_frozen_stages_are_named():
     with pytest.raises(ValueError, match="num_frozen_backbone_stages = 9, but the backbone has only 5"):
         SemiDetrModel(tiny_config(num_frozen_backbone_stages=9))
-
-
-def test_freezing_the_whole_backbone(model):
-    model = copy.deepcopy(model)
-    model.model.freeze_backbone()
-    assert not any(p.requires_grad for p in model.model.backbone.parameters())
-    model.model.unfreeze_backbone()
-    assert all(p.requires_grad for p in model.model.backbone.parameters())
 
 
 def test_building_and_loading_stay_offline(monkeypatch, tmp_path):

@@ -248,6 +248,37 @@ def test_after_the_burn_in_both_networks_start_from_the_same_weights(digits, tmp
     assert equal == [True, False, True, False, False]
 
 
+def test_a_supervised_run_has_no_burn_in(digits, tmp_path) -> None:
+    trainer = build(configure(tmp_path, schedule={"num_steps": 4, "burn_in_steps": 2}), labeled=source_of(digits, 3))
+    equal = []
+    for _ in range(2):
+        trainer.train_step()
+        trainer.step += 1
+        equal.append(same(weights(trainer.student), weights(trainer.teacher.detector)))
+    assert equal == [True, False]
+
+
+def test_a_second_run_does_not_continue_the_log_of_the_first(digits, tmp_path, caplog) -> None:
+    config = configure(tmp_path)
+    for _ in range(2):
+        build(config, labeled=source_of(digits, 2)).train()
+    assert [row["step"] for row in rows_of(config)] == [1, 2]
+    assert "log.jsonl is replaced" in caplog.text
+
+
+def test_a_missing_tracker_is_named(digits, tmp_path) -> None:
+    config = configure(tmp_path, run={"trackers": ["tensorboard", "comet_ml"]})
+    with pytest.raises(ValueError, match=r"trackers=.*: comet_ml is not installed or unknown"):
+        build(config, labeled=source_of(digits, 2))
+
+
+def test_the_loaders_are_run_to_their_end(digits, tmp_path) -> None:
+    config = configure(tmp_path, pseudo_labels=ANYTHING)
+    build(config, labeled=source_of(digits, 2), unlabeled=source_of(digits, 4)).train()
+    # Accelerate drops a loader that has come to its end; what stays is the None it begins with.
+    assert GradientState().dataloader_references == [None]
+
+
 def test_unlabeled_images_of_weight_zero_are_not_looked_at(digits, tmp_path) -> None:
     config = configure(tmp_path, schedule={"unsupervised_weight": 0.0}, pseudo_labels=ANYTHING)
     build(config, labeled=source_of(digits, 2), unlabeled=source_of(digits, 4)).train()

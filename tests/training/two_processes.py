@@ -16,8 +16,8 @@ from semidetr_hf.training.trainer import SemiDetrTrainer
 
 def fingerprint(network: torch.nn.Module) -> str:
     digest = hashlib.sha256()
-    for _, parameter in sorted(network.named_parameters()):
-        digest.update(parameter.detach().numpy().tobytes())
+    for _, tensor in sorted(network.state_dict().items()):
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
