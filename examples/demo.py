@@ -92,24 +92,25 @@ def start(config: TrainingConfig, console: Path | None) -> subprocess.Popen:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
-def train_side_by_side(supervised: TrainingConfig, semi: TrainingConfig) -> None:
-    """Run both trainings to their end; stop both when one fails or on Ctrl-C.
+def train_side_by_side(quiet: TrainingConfig, shown: TrainingConfig) -> None:
+    """Run two trainings to their end; stop both when one fails or on Ctrl-C.
+
+    Args:
+        quiet: its output goes to a file beside its folder.
+        shown: its output goes to this terminal.
 
     Raises:
         RuntimeError: if one fails; says where its output is.
     """
-    console = Path(supervised.run.output_dir).parent / "supervised.txt"
-    print(f"training twice, side by side; the supervised run writes to {console}, the semi-supervised one here:")
-    runs = {"supervised": start(supervised, console), "semi-supervised": start(semi, None)}
+    console = Path(quiet.run.output_dir).with_suffix(".txt")
+    print(f"training {quiet.run.output_dir} (output: {console}) and, beside it, {shown.run.output_dir} (output: here)")
+    runs = {quiet.run.output_dir: start(quiet, console), shown.run.output_dir: start(shown, None)}
     try:
-        while any(run.poll() is None for run in runs.values()):
-            failed = [name for name, run in runs.items() if run.poll()]
-            if failed:
-                raise RuntimeError(f"the {failed[0]} run failed, see above or {console}")
+        while any(run.poll() is None for run in runs.values()) and not any(run.poll() for run in runs.values()):
             time.sleep(0.5)
-        failed = [name for name, run in runs.items() if run.returncode]
+        failed = [name for name, run in runs.items() if run.poll()]
         if failed:
-            raise RuntimeError(f"the {failed[0]} run failed, see above or {console}")
+            raise RuntimeError(f"the training {failed[0]} failed, see above or {console}")
     finally:
         for run in runs.values():
             run.terminate()
