@@ -126,11 +126,12 @@ def test_a_student_that_equals_its_teacher_finds_its_own_boxes_again() -> None:
 
 def test_pseudo_labels_follow_the_image_into_a_mirrored_strong_view() -> None:
     objective, teacher = build(EVERYTHING)
-    plain = batch(1).unlabeled
-    assert plain is not None
+    plain = batch(1)
+    assert plain.unlabeled is not None
     flip = horizontal_flip(96)[None]
-    mirrored = replace(plain, strong=replace(plain.strong, homographies=flip))
-    [straight], [turned] = objective.label(plain, teacher), objective.label(mirrored, teacher)
+    strong = replace(plain.unlabeled.strong, homographies=flip)
+    mirrored = replace(plain, unlabeled=replace(plain.unlabeled, strong=strong))
+    [straight], [turned] = (objective(each, teacher).confident for each in (plain, mirrored))
     x1, y1, x2, y2 = straight.boxes_xyxy.unbind(-1)
     torch.testing.assert_close(turned.boxes_xyxy, torch.stack([96 - x2, y1, 96 - x1, y2], dim=-1))
     assert turned.class_labels.tolist() == straight.class_labels.tolist()
@@ -138,12 +139,10 @@ def test_pseudo_labels_follow_the_image_into_a_mirrored_strong_view() -> None:
 
 def test_higher_bars_leave_fewer_pseudo_labels() -> None:
     objective, teacher = build(EVERYTHING)
-    unlabeled = batch().unlabeled
-    assert unlabeled is not None
     counts = []
     for threshold in (0.0, 0.2, 0.5, 0.8, 1.0):
         objective.rules = replace(EVERYTHING, score_threshold=threshold)
-        counts.append(sum(map(len, objective.label(unlabeled, teacher))))
+        counts.append(sum(map(len, objective(batch(), teacher).confident)))
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > 0
     assert counts[-1] == 0
