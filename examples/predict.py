@@ -27,7 +27,7 @@ import semidetr_hf  # noqa: F401  (makes the Auto classes know the model)
 from semidetr_hf.data.folder import FolderSource
 from semidetr_hf.data.images import UnreadableImageError
 from semidetr_hf.training.evaluation import detections_to_coco
-from semidetr_hf.visualization import draw_boxes
+from semidetr_hf.visualization import draw_boxes, enlarge_small
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -69,7 +69,9 @@ def predict(args: argparse.Namespace) -> int:
         result = detect(model, processor, image, args.threshold)
         found = detections_to_coco([result], [file_name], category_ids)
         detections += [{**detection, "file_name": file_name} for detection in found]
-        picture = draw_boxes(image, result["boxes"], [names[i] for i in result["labels"].tolist()], result["scores"])
+        labels = [names[i] for i in result["labels"].tolist()]
+        enlarged, factor = enlarge_small(image)
+        picture = draw_boxes(enlarged, result["boxes"] * factor, labels, result["scores"])
         path = Path(args.output) / f"{file_name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)

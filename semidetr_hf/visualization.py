@@ -57,6 +57,19 @@ def draw_boxes(
     return canvas
 
 
+def enlarge_small(image: Image.Image, short_edge: int = 256) -> tuple[Image.Image, int]:
+    """Return an image large enough for readable labels, and the whole number by which it and its boxes grow.
+
+    Args:
+        image: one whose shorter edge is at least `short_edge` pixels comes back as it is, with factor 1.
+        short_edge: smallest shorter edge of the result, in pixels.
+    """
+    factor = max(1, math.ceil(short_edge / min(image.size)))
+    if factor == 1:
+        return image, 1
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC), factor
+
+
 def contact_sheet(images: Sequence[Image.Image], columns: int, titles: Sequence[str] | None = None) -> Image.Image:
     """Return one picture of many, row by row on white, each with its title above it.
 
@@ -124,8 +137,7 @@ def detection_sheet(
             (true, GROUND_TRUTH_COLOR, "labeled"),
             (predicted, PREDICTION_COLOR, "detected"),
         ):
-            factor = max(1, math.ceil(256 / min(image.size)))
-            enlarged = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+            enlarged, factor = enlarge_small(image)
             names = [category_names[label] for label in boxes["labels"].tolist()]
             cells.append(draw_boxes(enlarged, boxes["boxes"].float() * factor, names, boxes.get("scores"), color))
             titles.append(f"{title}: {len(names)}")

@@ -115,7 +115,8 @@ def test_predict_writes_original_category_ids(run: Path, digits: DigitsPaths, tm
     assert [entry["category_id"] for entry in of_first] == (expected["labels"] + 1).tolist()
     assert [entry["score"] for entry in of_first] == pytest.approx(expected["scores"].tolist(), abs=1e-6)
     with Image.open(tmp_path / "found" / "more" / "gray.png.png") as drawn:
-        assert drawn.size == (90, 50)
+        # 50 * 6 is the first multiple of at least 256, so that labels are readable.
+        assert drawn.size == (540, 300)
 
 
 def test_predict_needs_images_and_a_detector(run: Path, tmp_path: Path, capsys) -> None:

@@ -9,6 +9,7 @@ from semidetr_hf.visualization import (
     contact_sheet,
     detection_sheet,
     draw_boxes,
+    enlarge_small,
     training_curves,
 )
 
@@ -131,3 +132,10 @@ def test_training_curves_draw_every_run(tmp_path) -> None:
 def test_training_curves_need_something_to_draw(tmp_path) -> None:
     with pytest.raises(ValueError, match="no row of the logs a, b has `loss`"):
         training_curves({"a": [], "b": [{"step": 1, "lr": 0.1}]}, tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize(("size", "factor"), [((96, 96), 3), ((255, 400), 2), ((256, 300), 1), ((900, 600), 1)])
+def test_small_images_grow_by_a_whole_number(size, factor) -> None:
+    # 96 * 3 = 288 is the first multiple of at least 256.
+    image, grown_by = enlarge_small(Image.new("RGB", size))
+    assert (grown_by, image.size) == (factor, (size[0] * factor, size[1] * factor))
