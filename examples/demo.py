@@ -7,7 +7,7 @@
 Writes a data set of handwritten digits on photographs to disk, trains the same small detector from scratch twice with
 the same labels, augmentation, optimizer and number of steps - once on the labeled scenes alone, once with the
 unlabeled ones as well - and shows what each finds. The two trainings are two runs of train_ssod.py, side by side, each
-on half of the processor cores: so small a network gains nothing from more.
+on half of the processor cores: so small a network gains little from more of them.
 
     python examples/demo.py
     python examples/demo.py --seed 1

@@ -4,7 +4,7 @@ Contrastive denoising and cross-view query consistency both put groups of querie
 see another group (it would read the answer there), the matching queries must not see any group (groups do not exist at
 inference), and every group sees all matching queries.
 
-Source: DINO (arXiv 2203.03605), section 3.3; Semi-DETR (arXiv 2307.08095), section 3.3, and the released code, which
+Source: DINO (arXiv 2203.03605), section 3.3; Semi-DETR (arXiv 2307.08095), and the released code, which
 lays them out as [consistency | denoising | matching].
 
 Legend: B images, N extra queries, Q matching queries, D width.

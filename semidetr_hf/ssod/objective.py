@@ -3,7 +3,7 @@
 One module with one forward, because of data-parallel training: gradients are synchronized only for what runs inside
 the forward of the wrapped module, and only once per forward.
 
-Source: Semi-DETR (arXiv 2307.08095), section 3.1 and figure 2.
+Source: Semi-DETR (arXiv 2307.08095), the training framework.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 In the order of a step: duplicates are suppressed, candidates selected per image, mapped to the strong view, and the
 confident ones kept as targets.
 
-Source: Semi-DETR (arXiv 2307.08095), section 3.4, and the released code, which differs in two places: its standard
+Source: Semi-DETR (arXiv 2307.08095), and the released code, which differs in two places: its standard
 deviation of a single score is not a number, so a lone detection is lost whatever its score (here it is kept); boxes
 that leave the strong view stay targets of zero size there (here they are dropped).
 

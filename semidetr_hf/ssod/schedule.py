@@ -2,7 +2,7 @@
 
 Pure functions of the step; nothing here is stored on a module.
 
-Source: Semi-DETR (arXiv 2307.08095), section 4.1 (EMA 0.999); the warm-up of the momentum is the released code's. The
+Source: Semi-DETR (arXiv 2307.08095) (EMA 0.999); the warm-up of the momentum is the released code's. The
 released code has no burn-in; it is what Unbiased Teacher (arXiv 2102.09480) adds, and off by default.
 """
 

@@ -1,6 +1,6 @@
 """The EMA teacher: an averaged copy of the student that labels the weak views.
 
-Source: Mean Teacher (arXiv 1703.01780); Semi-DETR (arXiv 2307.08095), section 3.1. The released code averages
+Source: Mean Teacher (arXiv 1703.01780); Semi-DETR (arXiv 2307.08095). The released code averages
 parameters by position and leaves buffers alone; here parameters are paired by name and buffers are copied, which
 matters for backbones whose batch norm is trained.
 """
