@@ -7,6 +7,9 @@ from typing import Protocol
 from .coco import CocoSource
 from .folder import FolderSource
 from .images import Sample
+from .voc import VocSource, has_xml_files, is_voc_folder
+
+ACCEPTED = "a COCO .json, a VOC image set (.txt) or folder, a folder of images with or without XML files"
 
 
 class Source(Protocol):
@@ -52,33 +55,51 @@ class Source(Protocol):
 
 
 def open_source(path: str | Path, image_folder: str | Path | None = None, *, labeled: bool = True) -> Source:
-    """Open a COCO json file or a bare folder of images.
+    """Open a COCO json file, Pascal VOC's XML files or a bare folder of images.
 
     Args:
-        path: a COCO `.json` file, or a folder that is searched for images with its sub-folders.
-        image_folder: where the file names of a json start; None to look around the json. Not for folders.
-        labeled: False when the boxes are not wanted: a json then needs neither annotations nor categories.
+        path: a COCO `.json` file; or a VOC image set, such as `VOC2007/ImageSets/Main/test.txt`; or a VOC folder, such
+            as `VOC2007`, for its trainval images; or a folder of images with XML files beside them, as labelImg writes
+            them; or, for unlabeled data, a folder of images. Folders of images are searched with their sub-folders.
+        image_folder: of the pictures of a json or of XML files; None to look around the json, in `JPEGImages` of the
+            VOC folder, or beside the XML files.
+        labeled: False when the boxes are not wanted: a json then needs neither annotations nor categories, XML files
+            are not read, and of a folder every image is taken (of a VOC folder those of the image set).
 
     Returns:
-        A `CocoSource` or a `FolderSource`.
+        A `CocoSource`, of which a `VocSource` is one, or a `FolderSource`.
 
     Raises:
-        FileNotFoundError: if there is nothing at `path`, or the images of a json are not found.
-        ValueError: if `path` is neither a json nor a folder, its content is wrong, or a folder is opened as labeled.
+        FileNotFoundError: if there is nothing at `path`, or the images of a json or an image set are not found.
+        ValueError: if `path` is none of these, its content is wrong, or a bare folder is opened as labeled.
     """
     path = Path(path)
+    if path.suffix.lower() == ".txt":
+        return VocSource(path, image_folder, labeled=labeled)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder; expected a COCO .json file or a folder of images")
+        raise FileNotFoundError(f"{path}: no such file or folder; expected {ACCEPTED}")
     if path.is_dir():
         return _open_folder(path, image_folder, labeled)
     if path.suffix.lower() == ".json":
         return CocoSource(path, image_folder, labeled=labeled)
-    raise ValueError(f"{path}: a {path.suffix or 'suffixless'} file; accepted are a COCO .json or a folder of images")
+    raise ValueError(f"{path}: a {path.suffix or 'suffixless'} file; accepted are {ACCEPTED}")
 
 
-def _open_folder(path: Path, image_folder: str | Path | None, labeled: bool) -> FolderSource:
+def _open_folder(path: Path, image_folder: str | Path | None, labeled: bool) -> Source:
+    if is_voc_folder(path):
+        return VocSource(path, image_folder, labeled=labeled)
+    if voc_folders := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and is_voc_folder(folder)):
+        # Opened as a bare folder it would also yield the pictures of VOC's segmentation masks.
+        raise ValueError(f"{path}: holds the VOC folders {', '.join(voc_folders)}; give one of them or an image set")
+    if labeled and has_xml_files(path):
+        return VocSource(path, image_folder)
     if image_folder is not None:
-        raise ValueError(f"{path}: already a folder of images; image_folder={str(image_folder)!r} only fits a .json")
+        raise ValueError(
+            f"{path}: already a folder of images; image_folder={str(image_folder)!r} only fits a .json or XML files"
+        )
     if labeled:
-        raise ValueError(f"{path}: a bare folder has no boxes; give a COCO .json, or use the folder as unlabeled data")
+        raise ValueError(
+            f"{path}: a bare folder has no boxes; give a COCO .json or a folder with Pascal VOC's XML files, "
+            "or use the folder as unlabeled data"
+        )
     return FolderSource(path)

@@ -7,6 +7,25 @@ from PIL import Image
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.folder import FolderSource
 from semidetr_hf.data.sources import open_source
+from semidetr_hf.data.voc import VocSource
+
+XML = (
+    "<annotation><size><width>4</width><height>4</height></size><object><name>dog</name><bndbox><xmin>1</xmin>"
+    "<ymin>1</ymin><xmax>4</xmax><ymax>3</ymax></bndbox></object></annotation>"
+)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """A VOC folder with one image, in a devkit."""
+    folder = tmp_path / "devkit" / "VOC2007"
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main", "SegmentationClass"):
+        (folder / part).mkdir(parents=True)
+    (folder / "Annotations" / "1.xml").write_text(XML)
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_text("1")
+    for part in ("JPEGImages", "SegmentationClass"):
+        Image.new("RGB", (4, 4)).save(folder / part / "1.png")
+    return folder
 
 
 def test_the_door_chooses_the_reader(tmp_path: Path, write_coco: Callable[..., Path]) -> None:
@@ -18,6 +37,38 @@ def test_the_door_chooses_the_reader(tmp_path: Path, write_coco: Callable[..., P
 def test_a_json_as_unlabeled_source_needs_no_annotations(write_coco: Callable[..., Path]) -> None:
     source = open_source(write_coco(annotations=None, categories=None), labeled=False)
     assert len(source) == 2 and source.num_boxes == 0 and source[0].boxes_xyxy.shape == (0, 4)
+
+
+@pytest.mark.parametrize("place", [".", "ImageSets/Main/trainval.txt"])
+@pytest.mark.parametrize("labeled", [True, False])
+def test_voc_folders_and_image_sets(voc: Path, place: str, labeled: bool) -> None:
+    source = open_source(voc / place, labeled=labeled)
+    # The mask of the same name is no image of the set.
+    assert isinstance(source, VocSource) and source.image_ids == ["1"]
+    assert source[0].boxes_xyxy.tolist() == ([[0, 0, 4, 3]] if labeled else [])
+
+
+def test_a_folder_with_xml_files_and_without_its_boxes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.xml").write_text(XML)
+    labeled, unlabeled = open_source(tmp_path), open_source(tmp_path, labeled=False)
+    assert isinstance(labeled, VocSource) and labeled.image_ids == ["a"] and labeled.num_boxes == 1
+    assert isinstance(unlabeled, FolderSource) and unlabeled.image_ids == ["a.png", "b.png"]
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "a.xml").rename(tmp_path / "xml" / "a.xml")
+    assert open_source(tmp_path / "xml", tmp_path)[0].image.size == (4, 4)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_a_devkit_is_not_taken_for_a_folder_of_images(voc: Path, labeled: bool) -> None:
+    with pytest.raises(ValueError, match="devkit: holds the VOC folders VOC2007; give one"):
+        open_source(voc.parent, labeled=labeled)
+
+
+def test_an_unknown_image_set_is_told_the_known_ones(voc: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such image set; there are: trainval"):
+        open_source(voc / "ImageSets" / "Main" / "test.txt")
 
 
 def test_what_is_not_accepted_is_named(tmp_path: Path, write_coco: Callable[..., Path]) -> None:
