@@ -3,8 +3,10 @@
 Nothing is re-exported here, so that importing one file does not import the libraries of all the others:
 
 * `images`: one image file -> an upright RGB picture; `Sample`, what every source gives.
-* `sources`: `open_source`, the one door, and what a source must offer; `coco` and `folder` are the readers behind it.
-* `splits`: which images of a labeled set keep their labels. `validation`: the checks before training starts.
+* `sources`: `open_source`, the one door, and what a source must offer; `coco`, `voc` and `folder` are the readers
+  behind it, `coco_json` has the checks of a COCO file.
+* `splits`: which images of a labeled set keep their labels; `write_coco_splits` writes both parts as COCO files.
+* `validation`: the checks before training starts.
 * `augment`: labeled, weak and strong views. `loading`: data sets, sampler, batches.
 * `digits`: a small data set of real digits on real photographs, written to disk as COCO.
 """

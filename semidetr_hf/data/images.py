@@ -47,7 +47,7 @@ def load_image(path: str | Path, expected_size: tuple[int, int] | None = None) -
         expected_size: (height, width) in pixels that the annotations were made for; None when unknown.
 
     Returns:
-        The picture, fully decoded.
+        The picture, fully decoded, without EXIF or other metadata: no later reader turns it again.
 
     Raises:
         UnreadableImageError: if the file is missing or broken, stores floating-point pixels, or fits `expected_size`
@@ -67,6 +67,8 @@ def load_image(path: str | Path, expected_size: tuple[int, int] | None = None) -
             f"{path}: the picture is {rgb.width}x{rgb.height} pixels (width x height) but the annotations say "
             f"{expected_size[1]}x{expected_size[0]}; correct width and height, or the boxes would be misplaced"
         )
+    # Pillow looks for the orientation here, in EXIF and in XMP.
+    rgb.info.clear()
     return rgb
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from .coco import CocoSource
 from .folder import FolderSource
 from .images import Sample
-from .voc import VocSource, has_xml_files, is_voc_folder
+from .voc import Categories, Corners, VocSource, has_xml_files, is_voc_folder
 
 ACCEPTED = "a COCO .json, a VOC image set (.txt) or folder, a folder of images with or without XML files"
 
@@ -54,7 +54,14 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str | Path, image_folder: str | Path | None = None, *, labeled: bool = True) -> Source:
+def open_source(
+    path: str | Path,
+    image_folder: str | Path | None = None,
+    *,
+    labeled: bool = True,
+    corners: Corners | None = None,
+    categories: Categories | None = None,
+) -> Source:
     """Open a COCO json file, Pascal VOC's XML files or a bare folder of images.
 
     Args:
@@ -65,6 +72,8 @@ def open_source(path: str | Path, image_folder: str | Path | None = None, *, lab
             VOC folder, or beside the XML files.
         labeled: False when the boxes are not wanted: a json then needs neither annotations nor categories, XML files
             are not read, and of a folder every image is taken (of a VOC folder those of the image set).
+        corners: how the boxes of XML files become edges, see `VocSource`; other sources ignore it.
+        categories: what XML files may show, see `VocSource`; ignored by a json, which lists its own.
 
     Returns:
         A `CocoSource`, of which a `VocSource` is one, or a `FolderSource`.
@@ -74,25 +83,27 @@ def open_source(path: str | Path, image_folder: str | Path | None = None, *, lab
         ValueError: if `path` is none of these, its content is wrong, or a bare folder is opened as labeled.
     """
     path = Path(path)
-    if path.suffix.lower() == ".txt":
-        return VocSource(path, image_folder, labeled=labeled)
+    if path.suffix.lower() == ".txt" or (path.is_dir() and _is_read_as_xml(path, labeled)):
+        return VocSource(path, image_folder, labeled=labeled, corners=corners, categories=categories)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; expected {ACCEPTED}")
     if path.is_dir():
-        return _open_folder(path, image_folder, labeled)
+        return _open_bare_folder(path, image_folder, labeled)
     if path.suffix.lower() == ".json":
         return CocoSource(path, image_folder, labeled=labeled)
     raise ValueError(f"{path}: a {path.suffix or 'suffixless'} file; accepted are {ACCEPTED}")
 
 
-def _open_folder(path: Path, image_folder: str | Path | None, labeled: bool) -> Source:
+def _is_read_as_xml(path: Path, labeled: bool) -> bool:
     if is_voc_folder(path):
-        return VocSource(path, image_folder, labeled=labeled)
+        return True
     if voc_folders := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and is_voc_folder(folder)):
         # Opened as a bare folder it would also yield the pictures of VOC's segmentation masks.
         raise ValueError(f"{path}: holds the VOC folders {', '.join(voc_folders)}; give one of them or an image set")
-    if labeled and has_xml_files(path):
-        return VocSource(path, image_folder)
+    return labeled and has_xml_files(path)
+
+
+def _open_bare_folder(path: Path, image_folder: str | Path | None, labeled: bool) -> FolderSource:
     if image_folder is not None:
         raise ValueError(
             f"{path}: already a folder of images; image_folder={str(image_folder)!r} only fits a .json or XML files"

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 from .images import UnreadableImageError
 from .sources import Source
@@ -31,8 +30,8 @@ def check_sources(
         seed: of the sample.
 
     Returns:
-        Warnings, one line each, for the caller to log: unreadable images, classes without labeled boxes, images
-        in both the labeled and the validation source.
+        Warnings, one line each, for the caller to log: unreadable images, classes without labeled boxes, validation
+        images that are labeled or unlabeled ones too.
 
     Raises:
         ValueError: if the labeled or the validation source has no box, their categories differ, or no image of a
@@ -48,7 +47,8 @@ def check_sources(
     present = [(role, source) for role, source in roles if source is not None]
     warnings = _classes_without_boxes(labeled)
     if val is not None:
-        warnings += _shared_files(labeled, val)
+        for role, source in (("labeled", labeled), ("unlabeled", unlabeled)):
+            warnings += [] if source is None else _shared_files(role, source, val)
     for role, source in present:
         share = max_images_opened // len(present)
         sample = sorted(rng.sample(range(len(source)), min(share, len(source))))
@@ -76,7 +76,7 @@ def _require_same_categories(labeled: Source, val: Source) -> None:
     ]
     raise ValueError(
         f"labeled and validation categories differ in {len(differing)} ids ({'; '.join(listed)}); "
-        "write the same categories into both files"
+        "write the same categories into both; if the labeled images have XML files, into the validation json"
     )
 
 
@@ -111,17 +111,17 @@ def _classes_without_boxes(labeled: Source) -> list[str]:
     return [f"{labeled.name}: no labeled box of {len(empty)} classes, which cannot be learned: {_listed(empty)}"]
 
 
-def _shared_files(labeled: Source, val: Source) -> list[str]:
-    ours = {labeled.path(index).resolve() for index in range(len(labeled))}
-    shared: list[Path] = []
-    for index in range(len(val)):
-        path = val.path(index).resolve()
-        if path in ours:
-            shared.append(path)
+def _shared_files(role: str, source: Source, val: Source) -> list[str]:
+    theirs = {path.resolve(): path.name for path in map(val.path, range(len(val)))}
+    # Following links asks the disk about every part of a path, too slow for half a million; equal names are few.
+    names = {name for path, given in theirs.items() for name in (path.name, given)}
+    ours = {path.resolve() for path in map(source.path, range(len(source))) if path.name in names}
+    shared = [str(path) for path in theirs if path in ours]
     if not shared:
         return []
-    names = _listed([str(path) for path in shared])
-    return [f"{val.name}: {len(shared)} validation images are also labeled, the metric will be too good: {names}"]
+    return [
+        f"{val.name}: {len(shared)} validation images are also {role}, the metric will be too good: {_listed(shared)}"
+    ]
 
 
 def _listed(names: list[str]) -> str:

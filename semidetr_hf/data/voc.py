@@ -12,6 +12,7 @@ import logging
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, get_args
 
@@ -31,6 +32,7 @@ DEFAULT_SET = "trainval"
 _CLASS_WISE = re.compile(r"\S+\s+(-1|0|1)\s*")  # a line of dog_trainval.txt
 
 Corners = Literal["exact", "released", "written"]
+Categories = Sequence[str] | Mapping[int, str]
 
 
 class VocSource(CocoSource):
@@ -39,7 +41,7 @@ class VocSource(CocoSource):
     The id of an image is the path of its XML file without suffix, such as "000005"; its picture has the same name.
     If only VOC's names occur, the categories are all twenty in VOC's order with the ids 0 to 19; otherwise those that
     occur, sorted by name, with the ids from 1. In a VOC folder the XML files outside the image set count too, so that
-    all sets agree.
+    all sets agree. Two folders need not agree: give one of them the `categories` of the other.
 
     Convention: VOC counts pixels from 1 and includes the last one, so xmin 1 and xmax 3 are the three pixels between
     the edges 0 and 3. Labeling tools (labelImg, for one) write edges counted from 0 into the same fields.
@@ -52,10 +54,12 @@ class VocSource(CocoSource):
         corners: how a box becomes edges. "exact": (xmin-1, ymin-1, xmax, ymax), the default for VOC folders.
             "written": the four values as they are, the default for other folders. "released": all minus 1, cut to
             whole pixels, as the released code does; its boxes end a pixel too early.
+        categories: class label i is the i-th of these; names alone get the ids from 1. None for those that occur.
 
     Raises:
         FileNotFoundError: if a file, folder or picture is missing; an unknown image set is told the known ones.
-        ValueError: if a file is wrong (names file, field and value), lists an image twice or none.
+        ValueError: if a file is wrong (names file, field and value), lists an image twice or none, or shows what is
+            not among the `categories`.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class VocSource(CocoSource):
         *,
         labeled: bool = True,
         corners: Corners | None = None,
+        categories: Categories | None = None,
     ) -> None:
         if corners is not None and corners not in get_args(Corners):
             raise ValueError(f"corners={corners!r}: must be one of {', '.join(get_args(Corners))}")
@@ -72,7 +77,8 @@ class VocSource(CocoSource):
         self.json_path = layout.path  # with which the messages of CocoSource begin
         self.name = layout.name
         self.image_folder = layout.images
-        document = _read_voc(layout, corners or layout.corners, labeled)
+        given = None if categories is None else _with_ids(categories)
+        document = _read_voc(layout, corners or layout.corners, labeled, given)
         self.category_ids = tuple(document.categories)
         self.category_names = tuple(document.categories.values())
         self.dropped = dict(document.dropped)
@@ -240,23 +246,40 @@ def _find_pictures(layout: _Layout) -> list[tuple[str, str]]:
 # ---- What is on them
 
 
-def _read_voc(layout: _Layout, corners: Corners, labeled: bool) -> CocoDocument:
+def _read_voc(layout: _Layout, corners: Corners, labeled: bool, categories: dict[int, str] | None) -> CocoDocument:
     if not labeled:
         images = [CocoImage(image_id, file_name, None) for image_id, file_name in _find_pictures(layout)]
         return CocoDocument(images=images, categories={}, annotations={})
     records = {image_id: _read_record(layout.annotations / f"{image_id}.xml") for image_id in layout.image_ids}
-    names = {item.name for record in records.values() for item in record.objects}
-    if layout.path != layout.annotations:
-        names |= _names_outside(layout)
-    categories = dict(enumerate(VOC_NAMES)) if names.issubset(VOC_NAMES) else dict(enumerate(sorted(names), start=1))
+    if categories is None:
+        categories = _categories_that_occur(layout, records)
     images = [CocoImage(image_id, name, records[image_id].size) for image_id, name in _find_pictures(layout)]
     document = CocoDocument(images=images, categories=categories, annotations={})
     id_of = {name: category_id for category_id, name in categories.items()}
     for image_id, record in records.items():
         for item in record.objects:
+            if item.name not in id_of:
+                raise ValueError(
+                    f"{layout.annotations / f'{image_id}.xml'}: shows {item.name!r}, but the categories to find are "
+                    f"{', '.join(id_of)}; correct the name or remove the object"
+                )
             annotation = _to_annotation(item, id_of[item.name], record.size, corners, document)
             document.annotations.setdefault(image_id, []).append(annotation)
     return document
+
+
+def _with_ids(categories: Categories) -> dict[int, str]:
+    names = list(categories.values() if isinstance(categories, Mapping) else categories)
+    if isinstance(categories, str) or not names or len(set(names)) < len(names):
+        raise ValueError(f"categories={categories!r}: must be one or more names, each once, or such a mapping of ids")
+    return dict(categories) if isinstance(categories, Mapping) else dict(enumerate(names, start=1))
+
+
+def _categories_that_occur(layout: _Layout, records: Mapping[str, _VocRecord]) -> dict[int, str]:
+    names = {item.name for record in records.values() for item in record.objects}
+    if layout.path != layout.annotations:
+        names |= _names_outside(layout)
+    return dict(enumerate(VOC_NAMES)) if names.issubset(VOC_NAMES) else dict(enumerate(sorted(names), start=1))
 
 
 def _names_outside(layout: _Layout) -> set[str]:

@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.images import EXIF_ORIENTATION, UnreadableImageError
+from semidetr_hf.model import SemiDetrImageProcessor
 
 Writer = Callable[..., Path]
 
@@ -186,3 +187,20 @@ def test_missing_pictures_name_the_places_tried(write_coco: Writer, tmp_path: Pa
         CocoSource(path)
     with pytest.raises(FileNotFoundError, match="given folder"):
         CocoSource(path, tmp_path)
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40)])
+def test_a_picture_with_an_orientation_is_seen_by_the_detector_as_it_was_annotated(
+    write_coco: Writer, width: int, height: int
+) -> None:
+    # The way of `evaluate`, for annotations of the picture as stored and as turned.
+    images = [{"id": 1, "file_name": "a.jpg", "width": width, "height": height}]
+    path = write_coco(images=images, annotations=[], pictures=False)
+    stored = Image.new("RGB", (40, 20))
+    exif = stored.getexif()
+    exif[EXIF_ORIENTATION] = 6
+    stored.save(path.parent / "a.jpg", exif=exif)
+    image = CocoSource(path)[0].image
+    assert image.size == (width, height)
+    processor = SemiDetrImageProcessor(do_resize=False)
+    assert processor(images=[image], return_tensors="pt").pixel_values.shape == (1, 3, height, width)

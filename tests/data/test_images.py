@@ -2,7 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from semidetr_hf.data.images import EXIF_ORIENTATION, UnreadableImageError, load_image
 
@@ -51,6 +52,22 @@ def test_exif_orientation_is_applied_unless_the_annotations_were_made_without(tm
     assert unknown.size == turned.size == (20, 40) and stored.size == (40, 20)
     assert unknown.getpixel((10, 5))[0] > 200 and unknown.getpixel((10, 35))[0] < 50
     assert stored.getpixel((5, 10))[0] > 200 and stored.getpixel((35, 10))[0] < 50
+
+
+@pytest.mark.parametrize("expected_size", [None, (40, 20), (20, 40)])
+def test_a_read_picture_is_not_turned_again(tmp_path: Path, expected_size: tuple[int, int] | None) -> None:
+    save_rotated(tmp_path / "turned.jpg")
+    image = load_image(tmp_path / "turned.jpg", expected_size)
+    assert image.info == {} and dict(image.getexif()) == {}
+    assert ImageOps.exif_transpose(image).size == image.size
+
+
+def test_an_orientation_in_xmp_is_not_kept_either(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.png", pnginfo=text)
+    assert load_image(tmp_path / "turned.png").size == (20, 40)
+    assert ImageOps.exif_transpose(load_image(tmp_path / "turned.png", (20, 40))).size == (40, 20)
 
 
 def test_square_picture_is_turned(tmp_path: Path) -> None:

@@ -82,3 +82,16 @@ def test_what_is_not_accepted_is_named(tmp_path: Path, write_coco: Callable[...,
         open_source(tmp_path)
     with pytest.raises(ValueError, match="image_folder='x'"):
         open_source(tmp_path, "x", labeled=False)
+
+
+@pytest.mark.parametrize("place", [".", "ImageSets/Main/trainval.txt"])
+def test_corners_and_categories_reach_xml_files(voc: Path, place: str) -> None:
+    source = open_source(voc / place, corners="written", categories={5: "cat", 8: "dog"})
+    # xmin 1, ymin 1, xmax 4, ymax 3 as they are
+    assert source[0].boxes_xyxy.tolist() == [[1, 1, 4, 3]] and source[0].class_labels.tolist() == [1]
+    assert source.category_ids == (5, 8)
+
+
+def test_a_json_says_its_own_categories(write_coco: Callable[..., Path]) -> None:
+    path = write_coco()
+    assert open_source(path, categories=["emu"], corners="written").category_names == open_source(path).category_names

@@ -98,3 +98,37 @@ def test_classes_without_labeled_boxes_and_shared_files_are_warnings(labeled: Co
     assert len(warnings) == 2
     assert "1 classes" in warnings[0] and "dog" in warnings[0]
     assert "2 validation images are also labeled" in warnings[1] and str(labeled.path(0)) in warnings[1]
+
+
+def test_files_that_are_unlabeled_and_validated_are_a_warning_also_behind_links(
+    labeled: CocoSource, val: CocoSource, unlabeled: FolderSource, tmp_path: Path
+) -> None:
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    (folder / val.path(0).name).symlink_to(val.path(0))
+    # Of the same name as the other validation image, but another picture.
+    (folder / val.path(1).name).symlink_to(unlabeled.path(0))
+    [warning] = check_sources(labeled, FolderSource(folder), val)
+    assert "1 validation images are also unlabeled" in warning
+    assert str(val.path(0)) in warning and str(val.path(1)) not in warning
+
+
+def test_a_validation_image_that_is_a_link_of_another_name_is_found(
+    labeled: CocoSource, val: CocoSource, unlabeled: FolderSource
+) -> None:
+    val.path(1).unlink()
+    val.path(1).symlink_to(unlabeled.path(2))
+    [warning] = check_sources(labeled, unlabeled, val, max_images_opened=0)
+    assert "1 validation images are also unlabeled" in warning and str(unlabeled.path(2)) in warning
+
+
+def test_links_are_followed_only_where_names_agree(
+    labeled: CocoSource, val: CocoSource, unlabeled: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed = []
+    resolve = Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda self: followed.append(self) or resolve(self))
+    check_sources(labeled, unlabeled, val, max_images_opened=0)
+    # Of two validation images each; of the labeled ones, two of the same names.
+    assert not {unlabeled.path(index) for index in range(4)}.intersection(followed)
+    assert len(followed) == 2 + 2 + 2

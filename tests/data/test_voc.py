@@ -159,6 +159,49 @@ def test_all_sets_of_a_folder_have_the_same_categories(voc: Path) -> None:
     assert trainval.category_ids == test.category_ids == (1, 2, 3, 4)
 
 
+# ---- Categories that are given
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"), [(("zebra", "emu", "ant"), (1, 2, 3)), ({9: "zebra", 4: "emu", 6: "ant"}, (9, 4, 6))]
+)
+def test_given_categories_keep_their_order_and_need_not_occur(plain: Path, given: Any, ids: tuple[int, ...]) -> None:
+    source = VocSource(plain, categories=given)
+    assert source.category_names == ("zebra", "emu", "ant") and source.category_ids == ids
+    # zebra, ant; in the order of the file
+    assert source[0].class_labels.tolist() == [0, 2]
+    assert source.class_counts == (2, 0, 1)
+    assert [truth["category_id"] for truth in source.coco_ground_truth()["annotations"]] == [ids[0], ids[2], ids[0]]
+
+
+def test_a_single_name_of_voc_does_not_bring_all_twenty_if_categories_are_given(tmp_path: Path) -> None:
+    write_xml(tmp_path / "a.xml", ("person", (1, 1, 5, 5)))
+    write_picture(tmp_path / "a.png")
+    assert len(VocSource(tmp_path).category_names) == 20
+    source = VocSource(tmp_path, categories=["mug", "person"])
+    assert source.category_names == ("mug", "person") and source[0].class_labels.tolist() == [1]
+
+
+def test_a_name_that_is_not_given_is_one_error_with_file_and_name(plain: Path) -> None:
+    with pytest.raises(ValueError, match="shows 'zebra', but the categories to find are ant, emu; correct") as caught:
+        VocSource(plain, categories=["ant", "emu"])
+    assert str(caught.value).startswith(str(plain / "b.1.xml")) and "\n" not in str(caught.value)
+
+
+def test_names_outside_the_image_set_do_not_matter_if_categories_are_given(voc: Path) -> None:
+    write_xml(voc / "Annotations" / "000006.xml", ("zebra", (1, 1, 5, 5)))
+    assert VocSource(voc, categories=VOC_NAMES).category_names == VOC_NAMES
+
+
+@pytest.mark.parametrize("given", [[], {}, "dog", ["dog", "cat", "dog"], {1: "dog", 2: "dog"}])
+def test_categories_that_name_nothing_or_a_class_twice_are_refused(plain: Path, given: Any) -> None:
+    with pytest.raises(ValueError, match=r"categories=.*: must be one or more names, each once"):
+        VocSource(plain, categories=given)
+
+
+# ---- Which boxes
+
+
 def test_boxes_outside_the_image_are_counted_and_no_targets(voc: Path) -> None:
     write_xml(voc / "Annotations" / "000006.xml", ("dog", (50, 5, 60, 9)), ("dog", (35, 25, 44, 36)))
     source = VocSource(voc / "ImageSets" / "Main" / "test.txt")
