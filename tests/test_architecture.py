@@ -20,7 +20,8 @@ ARROWS: dict[str, set[str]] = {
     "ssod": {"model", "geometry", "structures"},
     "training": {"ssod", "data", "model", "hub", "structures"},
     "hub": {"model"},
-    "conversion": {"model"},
+    "conversion": {"model", "conversion_tables"},
+    "conversion_tables": set(),
     "visualization": {"structures"},
 }
 UNRESTRICTED = {"__init__", "cli"}
