@@ -4,7 +4,7 @@ Source of the defaults: DINO, 4-scale, ResNet-50 (arXiv 2203.03605) as used by S
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -80,6 +80,10 @@ class SemiDetrConfig(PreTrainedConfig):
         focal_alpha, focal_gamma: focal loss.
         class_agnostic_encoder_loss: score encoder proposals as objects of label 0 (Semi-DETR's released code).
         auxiliary_loss: also score all decoder layers but the last.
+        class_loss_normalizer: what the class loss is divided by: the number of boxes, as a mean over processes
+            ("global", official DINO) or of each process alone ("process", Semi-DETR's released code).
+        denoise_empty_images: the denoising queries of an image without boxes count as background (official DINO) or
+            not at all (False, Semi-DETR's released code).
         category_ids: id in the data set, such as COCO's, of every label; None = unknown. Not used by the model.
 
     Raises:
@@ -134,6 +138,8 @@ class SemiDetrConfig(PreTrainedConfig):
     focal_gamma: float | int = 2.0
     class_agnostic_encoder_loss: bool = False
     auxiliary_loss: bool = True
+    class_loss_normalizer: Literal["global", "process"] = "global"
+    denoise_empty_images: bool = True
     category_ids: list[int] | None = None
     is_encoder_decoder: bool = True
     if TYPE_CHECKING:

@@ -8,6 +8,7 @@ Legend: P prediction sets, B images, Q queries, C labels, N denoising queries, K
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,13 +42,67 @@ class DetectorPredictions:
     denoising: DenoisingQueries | None = None
 
 
+@dataclass(frozen=True)
+class StackedPredictions:
+    """The decoder layers that are scored and, last, the encoder proposals, in one tensor each.
+
+    Attributes:
+        logits: (P, B, Q, C) float32.
+        boxes: (P, B, Q, 4) float32, cxcywh normalised.
+        class_labels: (P, B, M) int64, the labels that each set is compared with.
+        suffixes: P endings of loss names: "_0", "_1", ... "" (last decoder layer), "_enc".
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    class_labels: Tensor
+    suffixes: list[str]
+
+
+def stack_predictions(
+    predictions: DetectorPredictions, targets: PaddedTargets, *, class_agnostic_encoder: bool, auxiliary: bool
+) -> StackedPredictions:
+    """Put all prediction sets that are matched into one tensor.
+
+    Args:
+        predictions: of all layers.
+        targets: the boxes.
+        class_agnostic_encoder: compare encoder proposals with label 0 instead of the true labels.
+        auxiliary: take all decoder layers, not only the last one.
+    """
+    first = 0 if auxiliary else len(predictions.logits) - 1
+    logits = torch.cat([predictions.logits[first:].float(), predictions.encoder_logits[None].float()])
+    labels = targets.class_labels.expand(len(logits), -1, -1).clone()
+    if class_agnostic_encoder:
+        labels[-1] = 0
+    return StackedPredictions(
+        logits=logits,
+        boxes=torch.cat([predictions.boxes[first:].float(), predictions.encoder_boxes[None].float()]),
+        class_labels=labels,
+        suffixes=[*_layer_suffixes(first, len(predictions.logits)), "_enc"],
+    )
+
+
+def _layer_suffixes(first: int, num_layers: int) -> list[str]:
+    return [f"_{i}" for i in range(first, num_layers - 1)] + [""]
+
+
+def average_over_processes(values: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes; without several processes the tensor itself.
+
+    Every process must call it the same number of times, also when it has nothing to count.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        values = values / torch.distributed.get_world_size()
+    return values
+
+
 def average_num_boxes(targets: list[dict[str, Tensor]], device: torch.device) -> float:
     """Return the mean number of boxes per process, at least 1: the normaliser of official DINO."""
     num_boxes = torch.tensor(float(sum(len(target["class_labels"]) for target in targets)), device=device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(num_boxes)
-        num_boxes = num_boxes / torch.distributed.get_world_size()
-    return max(num_boxes.item(), 1.0)
+    return max(average_over_processes(num_boxes).item(), 1.0)
 
 
 def sigmoid_focal_loss(logits: Tensor, is_class: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -91,6 +146,11 @@ class SetCriterion(nn.Module):
         class_agnostic_encoder: score encoder proposals as objects of label 0, as the released Semi-DETR code does;
             official DINO uses the true labels.
         auxiliary: also score all decoder layers but the last.
+        class_normalizer: divide the class loss by the mean number of boxes per process ("global", official DINO), or
+            by that of this process alone ("process", the released Semi-DETR code, which also averages the denoising
+            queries themselves over processes instead of multiplying mean boxes by its own number of copies).
+        denoise_empty_images: count the denoising queries of an image without boxes as background (official DINO); the
+            released Semi-DETR code leaves them out.
     """
 
     def __init__(
@@ -101,6 +161,8 @@ class SetCriterion(nn.Module):
         gamma: float = 2.0,
         class_agnostic_encoder: bool = False,
         auxiliary: bool = True,
+        class_normalizer: Literal["global", "process"] = "global",
+        denoise_empty_images: bool = True,
     ):
         super().__init__()
         self.matcher = matcher
@@ -108,6 +170,8 @@ class SetCriterion(nn.Module):
         self.gamma = gamma
         self.class_agnostic_encoder = class_agnostic_encoder
         self.auxiliary = auxiliary
+        self.class_normalizer = class_normalizer
+        self.denoise_empty_images = denoise_empty_images
 
     def forward(
         self, predictions: DetectorPredictions, targets: list[dict[str, Tensor]], num_boxes: float
@@ -125,81 +189,103 @@ class SetCriterion(nn.Module):
             of names does not depend on the number of boxes, so that all processes report the same.
         """
         padded = pad_targets(targets, predictions.logits.device)
-        first = 0 if self.auxiliary else len(predictions.logits) - 1
-        decoder_layers = range(first, len(predictions.logits))
-        names = [f"_{i}" for i in decoder_layers[:-1]] + [""]
-
-        logits = torch.cat([predictions.logits[first:].float(), predictions.encoder_logits[None].float()])
-        boxes = torch.cat([predictions.boxes[first:].float(), predictions.encoder_boxes[None].float()])
-        labels = padded.class_labels.expand(len(logits), -1, -1).clone()
-        if self.class_agnostic_encoder:
-            labels[-1] = 0
-        matches = self.matcher(logits, boxes, class_labels=labels, targets=padded)
-        losses = self._losses(
-            logits, boxes, labels=labels, matches=matches, targets=padded, normalizer=num_boxes, names=[*names, "_enc"]
+        stacked = stack_predictions(
+            predictions, padded, class_agnostic_encoder=self.class_agnostic_encoder, auxiliary=self.auxiliary
         )
-        if predictions.denoising is not None:
-            losses |= self._denoising_losses(predictions, padded, num_boxes=num_boxes, first=first, names=names)
-        return losses
+        matches = self.matcher(stacked.logits, stacked.boxes, class_labels=stacked.class_labels, targets=padded)
+        losses = self._losses(stacked, matches, padded, num_boxes=num_boxes)
+        return losses | self.denoising_losses(predictions, padded, num_boxes=num_boxes)
 
-    def _denoising_losses(
-        self,
-        predictions: DetectorPredictions,
-        targets: PaddedTargets,
-        *,
-        num_boxes: float,
-        first: int,
-        names: list[str],
+    def denoising_losses(
+        self, predictions: DetectorPredictions, targets: PaddedTargets, *, num_boxes: float
     ) -> dict[str, Tensor]:
+        """Compare the denoising queries with the boxes they were made from.
+
+        Args:
+            predictions: of all layers.
+            targets: the boxes of the denoising queries, the same as in `forward`.
+            num_boxes: normaliser, see `average_num_boxes`.
+
+        Returns:
+            Losses as in `forward`, names `..._dn` and `..._dn_{i}`; empty without denoising.
+        """
         denoising = predictions.denoising
         if denoising is None:
             return {}
-        logits, boxes = predictions.denoising_logits[first:].float(), predictions.denoising_boxes[first:].float()
-        sets = torch.arange(len(logits), device=logits.device)
+        num_layers = len(predictions.denoising_logits)
+        first = 0 if self.auxiliary else num_layers - 1
+        sets = torch.arange(num_layers - first, device=predictions.denoising_logits.device)
         matches = Matches(
             set_index=sets.repeat_interleave(len(denoising.query_index)),
             image_index=denoising.image_index.repeat(len(sets)),
             query_index=denoising.query_index.repeat(len(sets)),
             target_index=denoising.target_index.repeat(len(sets)),
         )
+        stacked = StackedPredictions(
+            logits=predictions.denoising_logits[first:].float(),
+            boxes=predictions.denoising_boxes[first:].float(),
+            class_labels=targets.class_labels.expand(len(sets), -1, -1),
+            suffixes=[f"_dn{suffix}" for suffix in _layer_suffixes(first, num_layers)],
+        )
+        counts = [count > 0 or self.denoise_empty_images for count in targets.counts]
         return self._losses(
-            logits,
-            boxes,
-            labels=targets.class_labels.expand(len(sets), -1, -1),
-            matches=matches,
-            targets=targets,
-            normalizer=num_boxes * max(denoising.num_groups, 1),
-            names=[f"_dn{name}" for name in names],
+            stacked,
+            matches,
+            targets,
+            num_boxes=num_boxes,
+            copies=max(denoising.num_groups, 1),
+            counts_image=torch.tensor(counts, device=stacked.logits.device),
         )
 
     def _losses(
         self,
-        logits: Tensor,
-        boxes: Tensor,
-        *,
-        labels: Tensor,
+        predictions: StackedPredictions,
         matches: Matches,
         targets: PaddedTargets,
-        normalizer: float,
-        names: list[str],
+        *,
+        num_boxes: float,
+        copies: int = 1,
+        counts_image: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return three losses per prediction set: logits (P, B, Q, C), boxes (P, B, Q, 4), labels (P, B, M)."""
+        """Return three losses per prediction set.
+
+        Args:
+            predictions: P sets.
+            matches: which prediction answers which box.
+            targets: the boxes.
+            num_boxes: mean number of boxes per process.
+            copies: how often each box is answered.
+            counts_image: (B,) bool, which images have a class loss; None = all.
+        """
+        logits, boxes = predictions.logits, predictions.boxes
         where = (matches.set_index, matches.image_index, matches.query_index)
         is_class = torch.zeros_like(logits)
-        is_class[(*where, labels[matches.set_index, matches.image_index, matches.target_index])] = 1.0
-        focal = sigmoid_focal_loss(logits, is_class, alpha=self.alpha, gamma=self.gamma).sum(dim=(1, 2, 3))  # (P,)
+        labels = predictions.class_labels[matches.set_index, matches.image_index, matches.target_index]
+        is_class[(*where, labels)] = 1.0
+        focal = sigmoid_focal_loss(logits, is_class, alpha=self.alpha, gamma=self.gamma).sum(dim=(2, 3))  # (P, B)
+        focal = (focal if counts_image is None else focal * counts_image).sum(dim=1)
 
         predicted = boxes[where]  # (K, 4)
         wanted = targets.boxes[matches.image_index, matches.target_index]
         l1 = F.l1_loss(predicted, wanted, reduction="none").sum(-1)
         giou = 1 - generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+        class_boxes = box_boxes = num_boxes * copies
+        if self.class_normalizer == "process":
+            # Processes may have different numbers of denoising copies: boxes are averaged together with them.
+            own = logits.new_tensor(float(sum(targets.counts) * copies))
+            class_boxes, box_boxes = max(own.item(), 1.0), max(average_over_processes(own).item(), 1.0)
         totals = {
-            "loss_ce": focal,
-            "loss_bbox": focal.new_zeros(len(logits)).index_add(0, matches.set_index, l1),
-            "loss_giou": focal.new_zeros(len(logits)).index_add(0, matches.set_index, giou),
+            "loss_ce": focal / class_boxes,
+            "loss_bbox": focal.new_zeros(len(logits)).index_add(0, matches.set_index, l1) / box_boxes,
+            "loss_giou": focal.new_zeros(len(logits)).index_add(0, matches.set_index, giou) / box_boxes,
         }
-        return {
-            f"{kind}{name}": value / normalizer
-            for kind, total in totals.items()
-            for name, value in zip(names, total.unbind(), strict=True)
-        }
+        return name_losses(totals, predictions.suffixes)
+
+
+def name_losses(totals: dict[str, Tensor], suffixes: list[str]) -> dict[str, Tensor]:
+    """Turn {kind: (P,) losses} into {kind + suffix: () loss}."""
+    return {
+        f"{kind}{suffix}": loss
+        for kind, total in totals.items()
+        for suffix, loss in zip(suffixes, total.unbind(), strict=True)
+    }

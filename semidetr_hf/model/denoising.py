@@ -7,7 +7,8 @@ Layout of a group with m slots per half: `[positive 0..m-1 | negative 0..m-1]`, 
 image; images with fewer boxes leave slots empty (content 0, reference logit 0, counted as background).
 
 Source: DINO (arXiv 2203.03605), section 3.3. Where official DINO and the released Semi-DETR code differ (an image
-without boxes), this follows official DINO: empty slots, no dummy box.
+without boxes), this follows official DINO: empty slots, no dummy box. Whether they count in the loss is an option of
+`SetCriterion`.
 
 Legend: B images, R groups, m slots per half, N = 2 R m queries, D width.
 """

@@ -1,12 +1,15 @@
 """Image processor: resize, normalise and pad images; turn predictions back into pixel boxes."""
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from transformers import BatchFeature, DeformableDetrImageProcessor
+
+from .box_ops import class_wise_nms, cxcywh_to_xyxy
 
 # Which file of a saved folder holds the class of each backend, for trust_remote_code=True.
 AUTO_MAP = {"AutoImageProcessor": {"torchvision": "image_processing_semidetr.SemiDetrImageProcessor"}}
@@ -25,10 +28,14 @@ class SemiDetrImageProcessor(DeformableDetrImageProcessor):
     `pipeline()` of transformers turns pictures into RGB itself before this processor sees them, which clips 16-bit
     greys to white: give it 8-bit pictures, for example as `semidetr_hf.data.images.load_image` reads them.
 
-    `post_process_object_detection` is the parent's: sigmoid scores, the best `top_k` of all (query, class) pairs.
+    `post_process_object_detection` gives the best `top_k` of all (query, class) pairs, like its parent. With `nms_iou`
+    set, duplicates are removed first: a detector whose training stopped in the one-to-many stage needs it, and its
+    checkpoint says so in its `preprocessor_config.json`.
     """
 
     do_convert_rgb = True
+    nms_iou: float | None = None  # Semi-DETR's released code uses 0.6 in the first stage
+    nms_min_score: float = 0.01  # released code: scores up to it do not take part
 
     def preprocess(self, images: Any, annotations: Any = None, *args: Any, **kwargs: Any) -> BatchFeature:
         """Turn images into `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W; 1 = real pixel) and perhaps `labels`.
@@ -52,6 +59,45 @@ class SemiDetrImageProcessor(DeformableDetrImageProcessor):
             annotations = cleaned if several else cleaned[0]
         upright = [_to_rgb(i) for i in images] if isinstance(images, (list, tuple)) else _to_rgb(images)
         return super().preprocess(upright, annotations, *args, **kwargs)
+
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.5, target_sizes: Any = None, top_k: int = 100
+    ) -> list[dict[str, torch.Tensor]]:
+        """Turn the output of a detector into detections.
+
+        Args:
+            outputs: with `logits` (B, Q, C) and `pred_boxes` (B, Q, 4) cxcywh normalised by the unpadded image.
+            threshold: detections score above it.
+            target_sizes: (height, width) of every image in pixels, (B, 2) or a list; None leaves boxes normalised.
+            top_k: most detections of one image.
+
+        Returns:
+            Per image `scores` (N,), `labels` (N,) and `boxes` (N, 4) xyxy, best first.
+
+        Raises:
+            ValueError: if `target_sizes` has not one entry per image, or `nms_iou` is not from 0 to 1.
+        """
+        if self.nms_iou is None:
+            return super().post_process_object_detection(outputs, threshold, target_sizes, top_k)
+        if not isinstance(self.nms_iou, Real) or not 0 <= self.nms_iou <= 1:
+            raise ValueError(f"nms_iou = {self.nms_iou!r} of the image processor must lie between 0 and 1, or be None")
+        sizes = [(1, 1)] * len(outputs.logits) if target_sizes is None else target_sizes
+        if len(sizes) != len(outputs.logits):
+            raise ValueError(f"{len(sizes)} target_sizes were given for {len(outputs.logits)} images; give one each")
+        results = []
+        for logits, boxes, (height, width) in zip(outputs.logits, outputs.pred_boxes, sizes, strict=True):
+            corners = cxcywh_to_xyxy(boxes.float()).clamp(0, 1) * boxes.new_tensor(
+                [float(width), float(height), float(width), float(height)], dtype=torch.float32
+            )
+            kept, labels, scores = class_wise_nms(
+                corners,
+                logits.float().sigmoid(),
+                iou_threshold=self.nms_iou,
+                min_score=max(threshold, self.nms_min_score),
+                max_detections=top_k,
+            )
+            results.append({"scores": scores, "labels": labels, "boxes": kept})
+        return results
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is saved. `auto_map` names the backend: a plain string makes `pipeline` ask for consent."""

@@ -24,9 +24,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -37,6 +36,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .backbone import build_backbone, freeze_first_stages
 from .box_ops import inverse_sigmoid
 from .configuration_semidetr import SemiDetrConfig
 from .criterion import DetectorPredictions, SetCriterion, average_num_boxes, loss_weight
@@ -647,93 +647,6 @@ def describe(encoded: EncodedImages, decoded: SemiDetrDecoderOutput) -> dict[str
     }
 
 
-def build_backbone(config: SemiDetrConfig) -> nn.Module:
-    """Return the backbone with untrained weights, its frozen part marked; nothing is downloaded.
-
-    Raises:
-        ValueError: naming the backbone, if transformers or timm cannot build it, or it takes images of one size only.
-    """
-    backbone_config: Any = config.backbone_config
-    name = getattr(backbone_config, "backbone", backbone_config.model_type)
-    try:
-        backbone = AutoBackbone.from_config(backbone_config)
-    except (RuntimeError, IndexError, ValueError) as error:
-        levels = getattr(backbone_config, "out_indices", None)
-        raise ValueError(
-            f"backbone_config: backbone {name!r} with out_indices {levels} cannot be built "
-            f"({str(error).splitlines()[0]}); timm.list_models() lists the names of timm"
-        ) from error
-    check_any_size(backbone, name, config.num_channels)
-    if config.freeze_backbone_norm:
-        freeze_batch_norm_2d(backbone)
-    freeze_first_stages(backbone, config.num_frozen_backbone_stages)
-    return backbone
-
-
-@torch.no_grad()
-def check_any_size(backbone: Any, name: str, num_channels: int) -> None:
-    """Refuse a timm backbone that takes one image size only, or only multiples of its patch.
-
-    timm marks a network as of fixed size on suspicion; a marked one is tried on an image of 100 x 61 pixels.
-
-    Raises:
-        ValueError: naming the backbone and what to choose instead.
-    """
-    marks = getattr(getattr(backbone, "_backbone", None), "pretrained_cfg", None) or {}
-    if not marks.get("fixed_input_size"):
-        return
-    training = backbone.training
-    try:
-        backbone.eval()(next(backbone.parameters()).new_zeros(1, num_channels, 100, 61))
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"backbone_config: backbone {name!r} does not take images of any size ({reason}); "
-            "choose one that does, such as resnet50 or convnext_tiny of timm, or model_type 'swin' of transformers"
-        ) from error
-    backbone.train(training)
-
-
-def freeze_first_stages(backbone: Any, num_stages: int) -> None:
-    """Stop training everything up to the end of the given number of stages.
-
-    Raises:
-        ValueError: if the backbone has fewer stages, or one whose parameters cannot be told by name.
-    """
-    if num_stages == 0:
-        return
-    stage_names: list[str] = backbone.stage_names
-    if num_stages > len(stage_names):
-        raise ValueError(
-            f"num_frozen_backbone_stages = {num_stages}, but the backbone has only {len(stage_names)}: {stage_names}"
-        )
-    names = [name.removeprefix("_backbone.").removeprefix("model.") for name, _ in backbone.named_parameters()]
-    end = max(_parameters_of_stage(names, stage_names, num_stages - 1), default=-1) + 1
-    if end == 0 and num_stages < len(stage_names):
-        # The stage ends in a layer without parameters, like the activation behind the stem of a ResNet.
-        end = min(_parameters_of_stage(names, stage_names, num_stages), default=0)
-    if end == 0:
-        raise ValueError(
-            f"num_frozen_backbone_stages = {num_stages}: no parameter of stage {stage_names[num_stages - 1]!r} "
-            f"among {names[:5]}...; choose 0 or another backbone"
-        )
-    for parameter in list(backbone.parameters())[:end]:
-        parameter.requires_grad_(False)
-
-
-def _parameters_of_stage(names: list[str], stage_names: list[str], stage: int) -> list[int]:
-    """Return which parameters belong to a stage, by name.
-
-    timm writes stages as "blocks.1" or "layer1" and may register the former as "blocks_1"; "stage1" of transformers is
-    registered as "encoder.stages.0".
-    """
-    name = stage_names[stage]
-    starts = [f"{name}.", f"{name.replace('.', '_')}."]
-    if name == f"stage{stage}":
-        starts.append(f"encoder.stages.{stage - 1}.")
-    return [i for i, parameter in enumerate(names) if parameter.startswith(tuple(starts))]
-
-
 def build_input_projections(config: SemiDetrConfig, channels: list[int]) -> nn.ModuleList:
     """Return one convolution and group norm per level: 1x1 for the backbone's, 3x3 with stride 2 for those beyond.
 
@@ -781,6 +694,8 @@ class SemiDetrForObjectDetection(SemiDetrPreTrainedModel):
             gamma=config.focal_gamma,
             class_agnostic_encoder=config.class_agnostic_encoder_loss,
             auxiliary=config.auxiliary_loss,
+            class_normalizer=config.class_loss_normalizer,
+            denoise_empty_images=config.denoise_empty_images,
         )
         self.post_init()
 
@@ -789,21 +704,31 @@ class SemiDetrForObjectDetection(SemiDetrPreTrainedModel):
         return self.model.encode(pixel_values, pixel_mask, **kwargs)
 
     def decode(
-        self, encoded: EncodedImages, denoising: DenoisingQueries | None = None, **kwargs: Any
+        self,
+        encoded: EncodedImages,
+        denoising: DenoisingQueries | None = None,
+        *,
+        extra_queries: DecoderQueries | None = None,
+        **kwargs: Any,
     ) -> tuple[DetectorPredictions, SemiDetrDecoderOutput]:
         """Decode encoded images into predictions of every layer.
 
         Args:
             encoded: from `encode`.
             denoising: queries with known answers, or None.
+            extra_queries: N queries put before all others, of which no prediction is made; their states are the first
+                N of the decoder output.
             **kwargs: `output_hidden_states`, `output_attentions`.
 
         Returns:
             The predictions, matching and denoising queries apart, and the plain decoder output.
         """
-        decoded = self.model.decode(encoded, None if denoising is None else denoising.queries, **kwargs)
-        hidden_states = decoded.intermediate_hidden_states.transpose(0, 1)  # (P, B, N + Q, D)
-        starts = decoded.intermediate_reference_points.transpose(0, 1)
+        given = [extra_queries, None if denoising is None else denoising.queries]
+        in_front = [queries for queries in given if queries is not None]
+        decoded = self.model.decode(encoded, cat(*in_front) if in_front else None, **kwargs)
+        first = 0 if extra_queries is None else len(extra_queries)
+        hidden_states = decoded.intermediate_hidden_states.transpose(0, 1)[:, :, first:]  # (P, B, N + Q, D)
+        starts = decoded.intermediate_reference_points.transpose(0, 1)[:, :, first:]
         logits = self.class_head(hidden_states)
         boxes = self.model.decoder.refine(hidden_states, starts)
         split = logits.shape[2] - encoded.proposal_logits.shape[1]

@@ -1,10 +1,18 @@
 """Box formats and overlaps against hand-worked and recorded numbers."""
 
+import pytest
 import torch
 from recorded import load_recorded
 from torch.testing import assert_close
 
-from semidetr_hf.model.box_ops import cxcywh_to_xyxy, generalized_iou, inverse_sigmoid, iou, xyxy_to_cxcywh
+from semidetr_hf.model.box_ops import (
+    class_wise_nms,
+    cxcywh_to_xyxy,
+    generalized_iou,
+    inverse_sigmoid,
+    iou,
+    xyxy_to_cxcywh,
+)
 
 
 def random_boxes(count, seed=0):
@@ -76,3 +84,59 @@ def test_recorded_inverse_sigmoid():
         assert_close(inverse_sigmoid(recorded["inv_sigmoid_in"], eps=eps), recorded[key], rtol=1e-4, atol=1e-5)
         inside = (values > eps) & (values < 1 - eps)
         assert_close(inverse_sigmoid(values, eps=eps).sigmoid()[inside], values[inside])
+
+
+# ---- class_wise_nms
+
+RULES = {"iou_threshold": 0.6, "min_score": 0.01, "max_detections": 300}
+
+
+def test_nms_by_hand():
+    # Boxes 0 and 1 share 8 of 12 columns: IoU 2/3. Box 2 shares 4 of 16 with box 0 (1/4) and 6 of 14 with box 1.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10], [6, 0, 16, 10]])
+    scores = torch.tensor([[0.9, 0.01], [0.8, 0.7], [0.5, 0.6]])
+    kept, labels, found = class_wise_nms(boxes, scores, **RULES)
+    # Label 0: box 0 suppresses box 1, box 2 stays. Label 1: box 0 scores no more than 0.01; boxes 1 and 2 stay.
+    assert found.tolist() == pytest.approx([0.9, 0.7, 0.6, 0.5])
+    assert labels.tolist() == [0, 1, 1, 0]
+    assert kept[:, 0].tolist() == [0, 2, 6, 6]
+    # At a threshold of 0.7 nothing overlaps too much, at 0.2 only one box of each label is left.
+    assert len(class_wise_nms(boxes, scores, **(RULES | {"iou_threshold": 0.7}))[0]) == 5
+    assert class_wise_nms(boxes, scores, **(RULES | {"iou_threshold": 0.2}))[2].tolist() == pytest.approx([0.9, 0.7])
+
+
+def test_the_best_so_many_are_kept_and_a_bar_excludes_its_own_score():
+    boxes, scores = random_boxes(40), torch.rand(40, 3, generator=torch.Generator().manual_seed(1))
+    _, labels, found = class_wise_nms(boxes, scores, **RULES)
+    assert found.tolist() == sorted(found.tolist(), reverse=True)
+    few = class_wise_nms(boxes, scores, **(RULES | {"max_detections": 5}))
+    assert few[2].tolist() == found[:5].tolist() and few[1].tolist() == labels[:5].tolist()
+    above = class_wise_nms(boxes, scores, **(RULES | {"min_score": found[3].item()}))
+    assert above[2].tolist() == found[:3].tolist()
+
+
+def test_detections_of_a_label_never_overlap_too_much_whatever_the_order_of_queries():
+    boxes, scores = random_boxes(60), torch.rand(60, 2, generator=torch.Generator().manual_seed(2))
+    kept, labels, found = class_wise_nms(boxes, scores, **RULES)
+    overlap = iou(kept[:, None], kept[None]).fill_diagonal_(0)
+    assert (overlap[labels[:, None] == labels[None]] <= 0.6).all()
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(3))
+    again = class_wise_nms(boxes[order], scores[order], **RULES)
+    for ours, theirs in zip((kept, labels, found), again, strict=True):
+        assert_close(ours, theirs)
+    # Labels do not see each other.
+    for label in (0, 1):
+        alone = class_wise_nms(boxes, scores[:, label : label + 1], **RULES)
+        assert_close(alone[0], kept[labels == label])
+
+
+@pytest.mark.parametrize("queries", [0, 4])
+def test_nms_of_nothing(queries):
+    kept, labels, found = class_wise_nms(random_boxes(queries), torch.zeros(queries, 3), **RULES)
+    assert (kept.shape, labels.shape, found.shape) == ((0, 4), (0,), (0,))
+    assert labels.dtype == torch.int64
+
+
+def test_boxes_without_area_suppress_nothing():
+    flat = torch.tensor([[3.0, 3, 3, 9]] * 2)
+    assert len(class_wise_nms(flat, torch.tensor([[0.9], [0.8]]), **RULES)[0]) == 2

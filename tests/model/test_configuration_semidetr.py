@@ -119,6 +119,28 @@ def test_wrong_type_is_named():
         tiny_config(num_queries="many")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"class_loss_normalizer": "batch"}, "class_loss_normalizer"),
+        ({"class_loss_normalizer": None}, "class_loss_normalizer"),
+        ({"denoise_empty_images": "yes"}, "denoise_empty_images"),
+    ],
+)
+def test_choices_that_do_not_exist_are_named(overrides, message):
+    with pytest.raises(StrictDataclassFieldValidationError, match=message):
+        tiny_config(**overrides)
+
+
+def test_variants_of_the_loss_reach_the_criterion_and_survive_a_round_trip(tmp_path):
+    default = AutoModelForObjectDetection.from_config(tiny_config()).criterion
+    assert (default.class_normalizer, default.denoise_empty_images) == ("global", True)
+    tiny_config(class_loss_normalizer="process", denoise_empty_images=False).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    released = AutoModelForObjectDetection.from_config(config).criterion
+    assert (released.class_normalizer, released.denoise_empty_images) == ("process", False)
+
+
 def test_channels_reach_the_backbone():
     assert tiny_config(num_channels=1).backbone_config.num_channels == 1
 

@@ -8,10 +8,12 @@ from recorded import load_recorded
 from torch import nn
 from torch.testing import assert_close
 
+from semidetr_hf.model import criterion as criterion_module
 from semidetr_hf.model.criterion import (
     DetectorPredictions,
     SetCriterion,
     average_num_boxes,
+    average_over_processes,
     loss_weight,
     sigmoid_focal_loss,
 )
@@ -187,3 +189,115 @@ def test_weights_by_name():
     assert {name: loss_weight(name, **weights) for name in names} == names
     with pytest.raises(ValueError, match="no weight for the loss 'loss_mask'"):
         loss_weight("loss_mask", **weights)
+
+
+# ---- What the released code of Semi-DETR does differently
+
+
+def test_class_normaliser_of_each_process_or_of_all_by_hand(monkeypatch):
+    """Two processes, this one with 3 boxes, the other with 1: the mean is 2."""
+    monkeypatch.setattr(criterion_module, "average_over_processes", lambda values: (values + 1) / 2)
+    targets, predictions = random_targets(3, 0), random_predictions()
+    totals = criterion()(predictions, targets, 1.0)
+    everywhere = criterion(class_normalizer="global")(predictions, targets, 2.0)
+    here = criterion(class_normalizer="process")(predictions, targets, 2.0)
+    for name, total in totals.items():
+        assert_close(everywhere[name], total / 2)
+        # Only class losses are divided by the 3 boxes of this process.
+        assert_close(here[name], total / (3 if "loss_ce" in name else 2))
+    # Without a box the class loss is divided by 1, whatever the others have.
+    background = criterion(class_normalizer="process")(predictions, random_targets(0, 0), 2.0)
+    assert_close(background["loss_ce"], criterion()(predictions, random_targets(0, 0), 1.0)["loss_ce"])
+
+
+def test_normalisers_of_denoising_count_its_copies(monkeypatch):
+    """This process has 3 boxes in 2 groups each, 6 copies; the other 1 box in 10 groups, 10 copies."""
+    targets = random_targets(2, 1)
+    predictions = with_denoising(random_predictions(), targets)
+    assert predictions.denoising is not None and predictions.denoising.num_groups == 2
+    totals = criterion()(predictions, targets, 0.5)  # 0.5 boxes in 2 groups: divided by 1
+    monkeypatch.setattr(criterion_module, "average_over_processes", lambda values: (values + 10) / 2)
+    everywhere, here = (criterion(class_normalizer=kind)(predictions, targets, 2.0) for kind in ("global", "process"))
+    for kind in NAMES:
+        # Official DINO: a mean of 2 boxes, times the 2 groups of this process.
+        assert_close(everywhere[f"{kind}_dn"], totals[f"{kind}_dn"] / 4)
+        # The released code: class losses by the 6 copies here, boxes by the mean of 6 and 10.
+        assert_close(here[f"{kind}_dn"], totals[f"{kind}_dn"] / (6 if kind == "loss_ce" else 8))
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (9, 0), (0, 0)])
+def test_on_a_single_process_both_normalisers_are_the_same(counts):
+    targets = random_targets(*counts)
+    predictions, num_boxes = with_denoising(random_predictions(), targets), max(float(sum(counts)), 1.0)
+    everywhere, here = (
+        criterion(class_normalizer=kind)(predictions, targets, num_boxes) for kind in ("global", "process")
+    )
+    for name, value in everywhere.items():
+        assert_close(here[name], value)
+
+
+def test_denoising_of_an_image_without_boxes_by_hand():
+    """Two images, one class, one group of one positive and one negative slot; all logits 0.
+
+    A slot costs .25 * .25 ln 2 where it is the class and .75 * .25 ln 2 where it is background.
+    """
+    noise = draw_noise(2, 1, 1, num_labels=1, label_noise=0.0, device=torch.device("cpu"))
+    targets = random_targets(1, 0, labels=1)
+    denoising = build_denoising_queries(targets, nn.Embedding(1, 8), noise=noise, box_noise=0.4, eps=1e-5)
+    logits, boxes = torch.zeros(1, 2, 2, 1), torch.full((1, 2, 2, 4), 0.5)
+    predictions = DetectorPredictions(logits, boxes, logits[0], boxes[0], logits, boxes, denoising)
+    unit = 0.25 * math.log(2)
+    # The first image: class and background. The second: two empty slots, background or left out.
+    for counts, expected in ((True, 0.25 + 0.75 + 2 * 0.75), (False, 0.25 + 0.75)):
+        losses = criterion(denoise_empty_images=counts)(predictions, targets, 1.0)
+        assert losses["loss_ce_dn"].item() == pytest.approx(expected * unit, rel=1e-5)
+        # Matching queries of an image without boxes are background in any case.
+        assert losses["loss_ce"].item() == pytest.approx((0.25 + 3 * 0.75) * unit, rel=1e-5)
+
+
+def test_empty_slots_beside_boxes_count_as_background_in_any_case():
+    targets = random_targets(3, 1)
+    predictions = with_denoising(random_predictions(), targets)
+    with_empty, without = (criterion(denoise_empty_images=each)(predictions, targets, 4.0) for each in (True, False))
+    for name, value in with_empty.items():
+        assert_close(without[name], value)
+
+
+def test_left_out_images_get_no_gradient_and_the_names_stay():
+    targets = random_targets(2, 0)
+    parts = vars(with_denoising(random_predictions(), targets))
+    logits = parts["denoising_logits"].clone().requires_grad_()
+    losses = criterion(denoise_empty_images=False)(
+        DetectorPredictions(**{**parts, "denoising_logits": logits}), targets, 2.0
+    )
+    losses["loss_ce_dn"].backward()
+    assert logits.grad[-1, 0].all() and not logits.grad[-1, 1].any()
+    # Nor without a box anywhere: there is no denoising query then.
+    targets = random_targets(0, 0)
+    nothing = criterion(denoise_empty_images=False)(with_denoising(random_predictions(), targets), targets, 1.0)
+    assert set(nothing) == set(losses)
+    assert nothing["loss_ce_dn"].item() == 0
+
+
+def test_a_single_process_is_its_own_average():
+    values = torch.tensor([1.5, -2.0])
+    assert average_over_processes(values) is values
+    assert average_over_processes(torch.zeros(0)).shape == (0,)
+
+
+def test_an_average_over_two_processes_by_hand(monkeypatch):
+    """The other process holds 4 and 0; what was given here must not change."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(torch.tensor([4.0, 0.0])))
+    values = torch.tensor([2.0, 3.0])
+    assert average_over_processes(values).tolist() == [3.0, 1.5]
+    assert values.tolist() == [2.0, 3.0]
+
+
+def test_number_of_boxes_of_two_processes(monkeypatch):
+    # 5 boxes here and 2 there; none here and none there: at least 1 all the same.
+    monkeypatch.setattr(criterion_module, "average_over_processes", lambda values: (values + 2) / 2)
+    assert average_num_boxes(random_targets(3, 2), torch.device("cpu")) == 3.5
+    monkeypatch.setattr(criterion_module, "average_over_processes", lambda values: values / 2)
+    assert average_num_boxes(random_targets(0, 0), torch.device("cpu")) == 1.0

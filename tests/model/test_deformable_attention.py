@@ -1,4 +1,4 @@
-"""Deformable attention against hand-worked and recorded numbers; its two ways of sampling against each other."""
+"""Deformable attention against hand-worked and recorded numbers; its three ways of sampling against each other."""
 
 import pytest
 import torch
@@ -7,7 +7,11 @@ from tiny import tiny_config
 from torch.testing import assert_close
 
 from semidetr_hf.model import deformable_attention
-from semidetr_hf.model.deformable_attention import multi_scale_deformable_attention, sample_by_grid
+from semidetr_hf.model.deformable_attention import (
+    multi_scale_deformable_attention,
+    sample_by_grid,
+    sample_densely,
+)
 from semidetr_hf.model.modeling_semidetr import SemiDetrDeformableAttention, sampling_grid
 
 SHAPES = [(6, 9), (3, 5), (2, 3), (1, 2)]  # 54 + 15 + 6 + 2 = 77 tokens
@@ -35,6 +39,13 @@ def gradients(function, *tensors):
     return output.detach(), torch.autograd.grad((output * weight).sum(), leaves)
 
 
+@pytest.fixture(params=["bag", "dense"])
+def way(request, monkeypatch):
+    """Let training on the CPU sample in one way, whatever the size of the image."""
+    monkeypatch.setattr(deformable_attention, "MAX_DENSE_TOKENS", 0 if request.param == "bag" else 10**9)
+    return request.param
+
+
 def test_by_hand():
     # A level of 1 x 2 cells with values 10 and 20; centres at x = 1/4 and 3/4.
     value = torch.tensor([10.0, 20.0]).view(1, 2, 1, 1)
@@ -42,11 +53,13 @@ def test_by_hand():
     locations = torch.stack([x, torch.full_like(x, 0.5)], dim=-1).view(1, 5, 1, 1, 1, 2)
     output = attend(value, locations, torch.ones(1, 5, 1, 1, 1), [(1, 2)])
     # Both centres, halfway, the left border (half of the cell lies outside, which is 0) and far outside.
-    assert_close(output.view(-1), torch.tensor([10.0, 15.0, 20.0, 5.0, 0.0]))
+    expected = torch.tensor([10.0, 15.0, 20.0, 5.0, 0.0])
+    assert_close(output.view(-1), expected)
+    assert_close(sample_densely(value, [(1, 2)], locations, torch.ones(1, 5, 1, 1, 1)).view(-1), expected)
 
 
 @pytest.mark.parametrize("case", [0, 1])
-def test_recorded_core(case):
+def test_recorded_core(case, way):
     recorded = load_recorded("msda.npz")["core"][case]
     shapes = [tuple(shape) for shape in recorded["spatial_shapes"].tolist()]
     names = ("value", "sampling_locations", "attention_weights")
@@ -89,9 +102,10 @@ def test_recorded_initial_grid():
 
 
 @pytest.mark.parametrize("block", [2048, 8, 3])  # all at once, one image per block, several blocks per image
-def test_both_ways_agree(monkeypatch, block):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_all_ways_agree(monkeypatch, way, block, batch):
     monkeypatch.setattr(deformable_attention, "BLOCK_QUERIES", block)
-    inputs = random_inputs()
+    inputs = random_inputs(batch)
     output, grads = gradients(attend, *inputs)
     by_grid, grads_by_grid = gradients(lambda value, x, w: sample_by_grid(value, SHAPES, x, w), *inputs)
     assert_close(output, by_grid, rtol=1e-4, atol=1e-5)
@@ -99,7 +113,25 @@ def test_both_ways_agree(monkeypatch, block):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_points_far_outside_have_no_effect():
+def test_small_images_are_trained_densely_and_nothing_else_is(monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        deformable_attention, "sample_densely", lambda *args: (used.append(1), sample_densely(*args))[1]
+    )
+    value, locations, weights = random_inputs()
+    attend(value, locations, weights)  # nothing to train
+    with torch.no_grad():
+        attend(value.requires_grad_(), locations, weights)
+    monkeypatch.setattr(deformable_attention, "MAX_DENSE_TOKENS", 76)
+    attend(value, locations, weights)  # one token too many
+    assert used == []
+    monkeypatch.setattr(deformable_attention, "MAX_DENSE_TOKENS", 77)
+    attend(value, locations, weights)
+    attend(value.detach(), locations.requires_grad_(), weights)
+    assert used == [1, 1]
+
+
+def test_points_far_outside_have_no_effect(way):
     value, locations, weights = random_inputs()
     for distance in (-1e6, -2.0, 3.0, 1e6):
         output, grads = gradients(attend, value, torch.full_like(locations, distance), weights)
@@ -107,15 +139,16 @@ def test_points_far_outside_have_no_effect():
         assert not any(grad.any() for grad in grads)
 
 
-def test_backward_is_deterministic():
+def test_backward_is_deterministic(way):
     inputs = random_inputs(queries=50)
     _, first = gradients(attend, *inputs)
     _, second = gradients(attend, *inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_batch_of_two_equals_two_of_one():
+def test_batch_of_two_equals_two_of_one(way):
     value, locations, weights = random_inputs()
+    value.requires_grad_()  # or it would not be sampled densely
     both = attend(value, locations, weights)
     for i in range(2):
         part = slice(i, i + 1)
@@ -131,8 +164,9 @@ def test_output_is_linear_in_the_value():
     )
 
 
-def test_bf16_value_gives_bf16():
+def test_bf16_value_gives_bf16(way):
     value, locations, weights = random_inputs()
+    value.requires_grad_()
     low = attend(value.bfloat16(), locations, weights)
     assert low.dtype == torch.bfloat16
     assert_close(low.float(), attend(value, locations, weights), rtol=2e-2, atol=2e-2)
@@ -153,7 +187,7 @@ def test_captured_graphs_sample_in_float32(monkeypatch, dtype):
     assert (rounded - expected).abs().max() > 10 * (output.float() - expected).abs().max()
 
 
-def test_no_queries():
+def test_no_queries(way):
     value, locations, weights = random_inputs()
     value.requires_grad_()
     output = attend(value, locations[:, :0], weights[:, :0])

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_model
 from torch.testing import assert_close
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, DeformableDetrImageProcessor, pipeline
 
 from semidetr_hf import SemiDetrImageProcessor
 from semidetr_hf.data.images import load_image
+from semidetr_hf.model.box_ops import iou
 
 EXIF_ORIENTATION = 0x0112
 
@@ -191,3 +193,143 @@ def test_fixed_size_of_the_official_example():
     batch = SemiDetrImageProcessor(**options)([plain(), plain(20, 90)], return_tensors="pt")
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
     assert batch["pixel_mask"].sum((1, 2)).tolist() == [64 * 48, 64 * 14]
+
+
+# ---- Duplicates
+
+
+def overlapping():
+    """One image of 10 x 20 pixels, three queries, two labels; in pixels:
+
+    query 0: x 0..10, query 1: x 2..12, query 2: x 12..20, all y 0..10. Queries 0 and 1 share 8 of 12 columns.
+    """
+    boxes = torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.35, 0.5, 0.5, 1.0], [0.8, 0.5, 0.4, 1.0]])
+    scores = torch.tensor([[0.9, 0.2], [0.8, 0.7], [0.6, 0.001]])
+    return SimpleNamespace(logits=scores.logit()[None], pred_boxes=boxes[None])
+
+
+def detect(outputs, nms_iou=0.6, **options):
+    return SemiDetrImageProcessor(nms_iou=nms_iou).post_process_object_detection(
+        outputs, **{"threshold": 0.0, "target_sizes": [(10, 20)], **options}
+    )
+
+
+def test_nms_by_hand():
+    [found] = detect(overlapping())
+    # Label 0: query 0 suppresses query 1; label 1: query 1 suppresses query 0; 0.001 of query 2 is below 0.01.
+    assert_close(found["scores"], torch.tensor([0.9, 0.7, 0.6]))
+    assert found["labels"].tolist() == [0, 1, 0]
+    assert_close(found["boxes"], torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10], [12, 0, 20, 10]]))
+    # 8 / 12 is not more than 0.7: nothing is suppressed.
+    assert detect(overlapping(), nms_iou=0.7)[0]["scores"].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.2])
+
+
+def test_without_nms_detections_are_those_of_the_parent():
+    outputs = SimpleNamespace(logits=torch.randn(2, 30, 4), pred_boxes=torch.rand(2, 30, 4))
+    options = {"threshold": 0.3, "target_sizes": [(10, 20), (30, 5)], "top_k": 50}
+    ours = SemiDetrImageProcessor().post_process_object_detection(outputs, **options)
+    parents = DeformableDetrImageProcessor().post_process_object_detection(outputs, **options)
+    assert SemiDetrImageProcessor().nms_iou is None
+    for found, expected in zip(ours, parents, strict=True):
+        assert len(found["scores"]) > 0
+        assert all(torch.equal(found[name], expected[name]) for name in ("scores", "labels", "boxes"))
+
+
+def test_sizes_of_every_kind_and_a_batch_of_two_as_two_of_one():
+    generator = torch.Generator().manual_seed(1)
+    outputs = SimpleNamespace(
+        logits=torch.randn(2, 30, 4, generator=generator), pred_boxes=torch.rand(2, 30, 4, generator=generator)
+    )
+    sizes = [(10, 20), (30, 5)]
+    listed = detect(outputs, target_sizes=sizes)
+    for other in (
+        detect(outputs, target_sizes=torch.tensor(sizes)),
+        detect(outputs, target_sizes=[torch.tensor(s) for s in sizes]),
+    ):
+        for ours, theirs in zip(listed, other, strict=True):
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    # Without sizes boxes stay shares of the image.
+    for found, (height, width), share in zip(listed, sizes, detect(outputs, target_sizes=None), strict=True):
+        assert share["boxes"].min() >= 0 and share["boxes"].max() <= 1
+        assert_close(share["boxes"] * torch.tensor([width, height, width, height]), found["boxes"])
+        assert_close(share["scores"], found["scores"])
+    for i in range(2):
+        part = SimpleNamespace(logits=outputs.logits[i : i + 1], pred_boxes=outputs.pred_boxes[i : i + 1])
+        [alone] = detect(part, target_sizes=sizes[i : i + 1])
+        assert all(torch.equal(alone[name], listed[i][name]) for name in alone)
+
+
+def test_threshold_and_number_of_detections_hold_with_nms():
+    [every] = detect(overlapping())
+    assert [len(detect(overlapping(), threshold=t)[0]["scores"]) for t in (0.0, 0.65, 0.75, 1.0)] == [3, 2, 1, 0]
+    # Scores up to the least one of the processor take no part even below every threshold.
+    strict = SemiDetrImageProcessor(nms_iou=0.6, nms_min_score=0.65)
+    [few] = strict.post_process_object_detection(overlapping(), threshold=0.0, target_sizes=[(10, 20)])
+    assert few["scores"].tolist() == every["scores"][:2].tolist()
+    [best] = detect(overlapping(), top_k=1)
+    assert (best["scores"].tolist(), best["labels"].tolist()) == (pytest.approx([0.9]), [0])
+    empty = SimpleNamespace(logits=torch.zeros(1, 0, 2), pred_boxes=torch.zeros(1, 0, 4))
+    assert detect(empty)[0]["boxes"].shape == (0, 4)
+
+
+def test_half_precision_is_suppressed_in_float32():
+    outputs = overlapping()
+    low = SimpleNamespace(logits=outputs.logits.bfloat16(), pred_boxes=outputs.pred_boxes)
+    [found] = detect(low)
+    assert found["scores"].dtype == found["boxes"].dtype == torch.float32
+    assert_close(found["scores"], torch.tensor([0.9, 0.7, 0.6]), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("nms_iou", [-0.1, 1.5, float("nan")])
+def test_overlaps_that_do_not_exist_are_named(nms_iou):
+    with pytest.raises(ValueError, match=f"nms_iou = {nms_iou} of the image processor must lie between 0 and 1"):
+        detect(overlapping(), nms_iou=nms_iou)
+
+
+@pytest.mark.parametrize("sizes", [[], [(10, 20)] * 2, torch.zeros(3, 2)])
+def test_sizes_that_do_not_fit_the_batch_are_named(sizes):
+    with pytest.raises(ValueError, match=f"{len(sizes)} target_sizes were given for 1 images"):
+        detect(overlapping(), target_sizes=sizes)
+
+
+def test_the_overlap_is_saved_with_the_processor(tmp_path):
+    SemiDetrImageProcessor(nms_iou=0.6, nms_min_score=0.05).save_pretrained(tmp_path / "first")
+    loaded = AutoImageProcessor.from_pretrained(tmp_path / "first")
+    assert (loaded.nms_iou, loaded.nms_min_score) == (0.6, 0.05)
+    assert len(loaded.post_process_object_detection(overlapping(), 0.0, [(10, 20)])[0]["scores"]) == 3
+    loaded.nms_iou = None
+    loaded.save_pretrained(tmp_path / "second")
+    assert AutoImageProcessor.from_pretrained(tmp_path / "second").nms_iou is None
+    assert AutoImageProcessor.from_pretrained(tmp_path / "first", nms_iou=0.3).nms_iou == 0.3
+
+
+def duplicates(found):
+    """Return how many pairs of detections of a label overlap by more than 0.65 (boxes are rounded to pixels)."""
+    boxes = torch.tensor([list(each["box"].values()) for each in found], dtype=torch.float32)
+    same = torch.tensor([[a["label"] == b["label"] for b in found] for a in found])
+    return int(((iou(boxes[:, None], boxes[None]) > 0.65) & same).triu(diagonal=1).sum())
+
+
+def test_a_pipeline_of_a_saved_folder_finds_no_duplicates(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.class_head.weight.mul_(0.1)
+        model.class_head.bias.fill_(2.0)  # every query finds every label
+        for parameter in model.model.decoder.box_head.layers[-1].parameters():
+            parameter.zero_()
+        # Boxes are those of the encoder, nearly as large as the whole image.
+        model.model.proposal_box_head.layers[-1].bias.copy_(torch.tensor([0.0, 0.0, 30.0, 30.0]))
+    model.save_pretrained(tmp_path)
+    found = {}
+    for nms_iou in (None, 0.6):
+        processor = SemiDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}, nms_iou=nms_iou)
+        processor.save_pretrained(tmp_path)
+        detector = pipeline("object-detection", model=str(tmp_path), image_processor=str(tmp_path), device="cpu")
+        assert detector.image_processor.nms_iou == nms_iou
+        found[nms_iou] = detector(plain(96, 64), threshold=0.3)
+    assert duplicates(found[None]) > 10
+    assert duplicates(found[0.6]) == 0
+    # All labels are still found, and nothing new; only with NMS are boxes clipped to the image.
+    assert {each["label"] for each in found[0.6]} == {each["label"] for each in found[None]}
+    scored = {nms_iou: {(each["label"], each["score"]) for each in several} for nms_iou, several in found.items()}
+    assert scored[0.6] < scored[None]

@@ -30,7 +30,7 @@ KNOWN = Counter(
         (MODELING, "TRF028"): 1,
         (MODELING, "TRF029"): 1,
         (MODELING, "TRF036"): 1,
-        (MODELING, "TRF041"): 2,
+        (MODELING, "TRF041"): 1,
         (MODELING, "TRF057"): 7,
     }
 )
