@@ -6,10 +6,33 @@ Legend: B images, G boxes of one image, H and W the padded height and width of a
 """
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+
+
+class Stage(Enum):
+    """How predictions are given to boxes: several for each box at first, exactly one later."""
+
+    ONE_TO_MANY = "one_to_many"
+    ONE_TO_ONE = "one_to_one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """What the losses on unlabeled images count in one step; the supervised ones always count once.
+
+    Attributes:
+        pseudo: weight of the detection losses.
+        consistency: weight of the consistency loss of every decoder layer; 0 = it is not computed.
+        denoises_pseudo_labels: whether denoising queries are made of pseudo-labels, with weight `pseudo`.
+    """
+
+    pseudo: float
+    consistency: float
+    denoises_pseudo_labels: bool
 
 
 class Target(TypedDict):

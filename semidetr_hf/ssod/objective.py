@@ -3,20 +3,52 @@
 One module with one forward, because of data-parallel training: gradients are synchronized only for what runs inside
 the forward of the wrapped module, and only once per forward.
 
+Every network encodes every view once; what is needed more than once is decoded again from the same encoding. The
+released code runs the teacher's backbone three times and its encoder twice, and the student's encoder twice.
+
 Source: Semi-DETR (arXiv 2307.08095), the training framework.
+
+Legend: B images, Q matching queries, N consistency queries, D width, P decoder layers, G candidates of one image.
 """
 
-from dataclasses import dataclass
-from typing import cast
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from semidetr_hf.model import SemiDetrForObjectDetection
-from semidetr_hf.model.criterion import average_num_boxes
+from semidetr_hf.model.criterion import DetectorPredictions, average_num_boxes
+from semidetr_hf.model.decoder_queries import DecoderQueries
 from semidetr_hf.model.outputs import EncodedImages
-from semidetr_hf.ssod.pseudo_labels import keep_confident, project_to_view, select_candidates, to_targets
+from semidetr_hf.ssod.label_mining import (
+    ThresholdRule,
+    fit_cost_threshold,
+    gather_costs,
+    keep_all,
+    keep_top_k,
+    matched_costs,
+    mine_pseudo_labels,
+)
+from semidetr_hf.ssod.one_to_many import OneToManyCriterion
+from semidetr_hf.ssod.pseudo_labels import (
+    CandidatePair,
+    find_confident,
+    project_to_view,
+    select_candidates,
+    to_targets,
+)
+from semidetr_hf.ssod.query_consistency import (
+    ConsistencyQueries,
+    QueryProjector,
+    build_consistency_queries,
+    consistency_loss,
+    roi_features,
+    with_dummies,
+)
 from semidetr_hf.ssod.teacher import EMATeacher
-from semidetr_hf.structures import PseudoLabels, SemiBatch, Target
+from semidetr_hf.structures import LossWeights, PseudoLabels, SemiBatch, Stage, Target, UnlabeledBatch, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,85 +57,331 @@ class PseudoLabelRules:
 
     Attributes:
         score_threshold: smallest score (0.4 in the paper).
-        mean_std_filter: also ask for mean + standard deviation of the image's scores.
+        confident_source: take the confident ones of all "detections", or of the "candidates" that passed the mean +
+            deviation filter (released code).
+        mean_std_filter: candidates have a score of at least mean + standard deviation of the image's scores.
         nms_iou: two boxes of a class that overlap more are duplicates.
         min_score: smallest score before duplicates are removed.
         max_detections: most detections of one image.
-        min_box_size: smallest width and height of a pseudo-label in the strong view, in pixels.
+        min_box_size: smallest width and height of a pseudo-label in the strong view, in pixels; None keeps all.
     """
 
     score_threshold: float = 0.4
+    confident_source: Literal["detections", "candidates"] = "detections"
     mean_std_filter: bool = True
     nms_iou: float = 0.6
     min_score: float = 0.01
     max_detections: int = 300
-    min_box_size: float = 1.0
+    min_box_size: float | None = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyRules:
+    """How consistency queries are made; see `ConsistencyConfig` of the training configuration.
+
+    Attributes:
+        candidate_filter: which candidates besides the confident ones: those of low matching "cost", "none" (fixed
+            threshold), the "top_k" of each image, or all that passed the "mean_std" filter.
+        cost_threshold: rule for the threshold of the mixture, see `fit_cost_mixture`.
+        top_k: for the filter of that name.
+        source: content from features of the "teacher" for both networks (released code), or from both views,
+            "exchanged" between the networks (paper).
+        copies: equal copies of every query.
+        rows: which rows the loss is a mean of, see `consistency_loss`.
+        unit_length: compare states scaled to length 1 (released code).
+    """
+
+    candidate_filter: Literal["cost", "none", "top_k", "mean_std"] = "cost"
+    cost_threshold: ThresholdRule = "mean"
+    top_k: int = 10
+    source: Literal["teacher", "exchanged"] = "exchanged"
+    copies: int = 1
+    rows: Literal["real", "all"] = "real"
+    unit_length: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepLosses:
-    """What one step returns.
+    """What one step returns; pseudo-labels are per image and in the strong view.
 
     Attributes:
         supervised: unweighted losses on labeled images, names beginning with "sup_".
         pseudo: unweighted losses on unlabeled images, names beginning with "pseudo_"; empty without unlabeled images.
-        confident: the pseudo-labels that were used as targets, per image, in the strong view.
+        consistency: unweighted losses, "consistency" of the last decoder layer and "consistency_{i}"; empty in steps
+            without it.
+        candidates: what stood out among the teacher's detections.
+        confident: the candidates that were used as targets.
+        mined: the candidates of which consistency queries were made; empty in steps without.
+        costs: matching cost of every candidate, per image (G,); empty unless candidates are mined by cost.
+        cost_threshold: candidates up to this cost were mined; None unless candidates are mined by cost.
     """
 
     supervised: dict[str, Tensor]
-    pseudo: dict[str, Tensor]
-    confident: list[PseudoLabels]
+    pseudo: dict[str, Tensor] = field(default_factory=dict)
+    consistency: dict[str, Tensor] = field(default_factory=dict)
+    candidates: list[PseudoLabels] = field(default_factory=list)
+    confident: list[PseudoLabels] = field(default_factory=list)
+    mined: list[PseudoLabels] = field(default_factory=list)
+    costs: list[Tensor] = field(default_factory=list)
+    cost_threshold: float | None = None
+
+    def pseudo_label_numbers(self) -> dict[str, float]:
+        """Return for the log how many pseudo-labels an image has on average, and up to which cost they were mined."""
+        num_images = max(len(self.confident), 1)
+        numbers = {"pseudo_labels": sum(map(len, self.confident)) / num_images}
+        if self.mined:
+            numbers["mined"] = sum(map(len, self.mined)) / num_images
+        if self.cost_threshold is not None and math.isfinite(self.cost_threshold):
+            numbers["cost_threshold"] = self.cost_threshold
+        return numbers
+
+
+@dataclass(frozen=True)
+class Mining:
+    """Which candidates become consistency queries: per image a (G,) bool mask, and where it came from."""
+
+    keep: list[Tensor]
+    costs: list[Tensor] = field(default_factory=list)
+    threshold: float | None = None
 
 
 class SemiDetrObjective(nn.Module):
-    """The losses of a step; owns the student, not the teacher.
+    """The losses of a step; owns the student and the projector, not the teacher.
 
     Args:
         student: the network that is trained.
-        rules: which detections of the teacher become targets.
+        pseudo_labels: which detections of the teacher become targets.
+        one_to_many: criterion of the first stage; that of the second is the student's own.
+        projector: makes consistency queries of features; None if no step has a consistency loss.
+        consistency: how consistency queries are made.
     """
 
-    def __init__(self, student: SemiDetrForObjectDetection, rules: PseudoLabelRules):
+    def __init__(
+        self,
+        student: SemiDetrForObjectDetection,
+        pseudo_labels: PseudoLabelRules,
+        *,
+        one_to_many: OneToManyCriterion,
+        projector: QueryProjector | None = None,
+        consistency: ConsistencyRules | None = None,
+    ):
         super().__init__()
         self.student = student
-        self.rules = rules
+        self.projector = projector
+        self.one_to_many = one_to_many
+        self.pseudo_labels = pseudo_labels
+        self.consistency = consistency or ConsistencyRules()
 
-    def forward(self, batch: SemiBatch, teacher: EMATeacher) -> StepLosses:
+    def forward(self, batch: SemiBatch, teacher: EMATeacher, stage: Stage, weights: LossWeights) -> StepLosses:
         """Return the losses of one batch.
 
         Args:
             batch: without unlabeled images only the supervised losses are computed.
             teacher: labels the weak views.
+            stage: how predictions are given to boxes.
+            weights: what is 0 is not computed.
         """
-        rules, labeled, unlabeled = self.rules, batch.labeled, batch.unlabeled
+        labeled, unlabeled = batch.labeled, batch.unlabeled
         labeled_features = self.student.encode(labeled.view.pixel_values, labeled.view.pixel_mask)
-        supervised = _named("sup", self.detection_losses(labeled_features, labeled.targets))
+        supervised = _named("sup", self.supervised_losses(labeled_features, labeled.targets, stage))
         if unlabeled is None:
-            return StepLosses(supervised=supervised, pseudo={}, confident=[])
+            return StepLosses(supervised=supervised)
 
         weak, strong = unlabeled.weak, unlabeled.strong
         teacher_features = teacher.encode(weak)
+        candidates = self.find_candidates(teacher, teacher_features, unlabeled)
+        student_features = self.student.encode(strong.pixel_values, strong.pixel_mask)
+        is_confident = find_confident(candidates, self.pseudo_labels.score_threshold)
+        confident = [pair.strong[keep] for pair, keep in zip(candidates, is_confident, strict=True)]
+        mining, queries = None, None
+        if weights.consistency > 0:
+            mining = self.mine(student_features, candidates, is_confident, strong)
+            mined = [pair[keep] for pair, keep in zip(candidates, mining.keep, strict=True)]
+            queries = self.consistency_queries(mined, unlabeled, student_features, teacher_features)
+
+        targets = to_targets(confident, strong)
+        predictions, student_states = self.decode(
+            student_features,
+            targets,
+            denoise=weights.denoises_pseudo_labels,
+            extra_queries=None if queries is None else queries.strong,
+        )
+        pseudo = _named("pseudo", self.compare(predictions, targets, stage))
+        losses = StepLosses(
+            supervised=supervised,
+            pseudo=pseudo,
+            candidates=[pair.strong for pair in candidates],
+            confident=confident,
+        )
+        if queries is None or mining is None:
+            return losses
+        return replace(
+            losses,
+            consistency=self.consistency_losses(student_states, teacher, teacher_features, queries),
+            mined=[pair.strong[keep] for pair, keep in zip(candidates, mining.keep, strict=True)],
+            costs=mining.costs,
+            cost_threshold=mining.threshold,
+        )
+
+    def supervised_losses(self, encoded: EncodedImages, targets: list[Target], stage: Stage) -> dict[str, Tensor]:
+        """Decode labeled images, with denoising queries in both stages, and compare with their boxes."""
+        predictions, _ = self.decode(encoded, targets, denoise=True)
+        return self.compare(predictions, targets, stage)
+
+    def decode(
+        self,
+        encoded: EncodedImages,
+        targets: list[Target],
+        *,
+        denoise: bool,
+        extra_queries: DecoderQueries | None = None,
+    ) -> tuple[DetectorPredictions, Tensor]:
+        """Decode [extra | denoising | matching] queries.
+
+        Args:
+            encoded: from the student's `encode`.
+            targets: what denoising queries are made of.
+            denoise: whether there are any.
+            extra_queries: N queries in front, or None.
+
+        Returns:
+            The predictions, and the states of the extra queries in every layer, (P, B, N, D).
+        """
+        denoising = self.student.denoising_queries(_labels(targets)) if denoise else None
+        predictions, decoded = self.student.decode(encoded, denoising, extra_queries=extra_queries)
+        num_extra = 0 if extra_queries is None else len(extra_queries)
+        return predictions, decoded["intermediate_hidden_states"][:, :, :num_extra].transpose(0, 1)
+
+    def compare(self, predictions: DetectorPredictions, targets: list[Target], stage: Stage) -> dict[str, Tensor]:
+        """Return the detection losses of a stage; names as in `SetCriterion`, the same in both stages."""
+        labels = _labels(targets)
+        criterion = self.one_to_many if stage is Stage.ONE_TO_MANY else self.student.criterion
+        return criterion(predictions, labels, average_num_boxes(labels, self.student.device))
+
+    def find_candidates(
+        self, teacher: EMATeacher, teacher_features: EncodedImages, unlabeled: UnlabeledBatch
+    ) -> list[CandidatePair]:
+        """Return what stands out among the teacher's detections, per image and in both views."""
+        rules = self.pseudo_labels
         detections = teacher.detect(
             teacher_features,
-            weak,
+            unlabeled.weak,
             iou_threshold=rules.nms_iou,
             min_score=rules.min_score,
             max_detections=rules.max_detections,
         )
-        candidates = [select_candidates(d, mean_std_filter=rules.mean_std_filter) for d in detections]
-        candidates = project_to_view(candidates, weak, strong, min_box_size=rules.min_box_size)
-        student_features = self.student.encode(strong.pixel_values, strong.pixel_mask)
-        confident = keep_confident(candidates, rules.score_threshold)
-        pseudo = _named("pseudo", self.detection_losses(student_features, to_targets(confident, strong)))
-        return StepLosses(supervised=supervised, pseudo=pseudo, confident=confident)
+        always_keep = rules.score_threshold if rules.confident_source == "detections" else None
+        candidates = [
+            select_candidates(found, mean_std_filter=rules.mean_std_filter, always_keep=always_keep)
+            for found in detections
+        ]
+        return project_to_view(candidates, unlabeled.weak, unlabeled.strong, min_box_size=rules.min_box_size)
 
-    def detection_losses(self, encoded: EncodedImages, targets: list[Target]) -> dict[str, Tensor]:
-        """Decode encoded images, with denoising queries, and compare with the targets; names as in `SetCriterion`."""
-        # The detector knows nothing of this package's types, and a TypedDict is no dict to a type checker.
-        labels = cast("list[dict[str, Tensor]]", targets)
-        denoising = self.student.denoising_queries(labels)
-        predictions, _ = self.student.decode(encoded, denoising)
-        return self.student.criterion(predictions, labels, average_num_boxes(labels, self.student.device))
+    @torch.no_grad()
+    def mine(
+        self,
+        student_features: EncodedImages,
+        candidates: list[CandidatePair],
+        is_confident: list[Tensor],
+        strong: View,
+    ) -> Mining:
+        """Choose the candidates of which consistency queries are made; the confident ones are always among them.
+
+        By cost, the matching queries are decoded once more, without gradient: they cannot be taken from the pass that
+        trains, which already needs the choice.
+        """
+        rules, labels = self.consistency, [pair.strong for pair in candidates]
+        if rules.candidate_filter == "none":
+            return Mining(is_confident)
+        if rules.candidate_filter != "cost":
+            chosen = keep_top_k(labels, rules.top_k) if rules.candidate_filter == "top_k" else keep_all(labels)
+            return Mining([keep | sure for keep, sure in zip(chosen, is_confident, strict=True)])
+        device = self.student.device.type
+        # Autocast keeps the low-precision copies of weights. Where those made here have no gradient (torch before
+        # about 2.10), the pass that trains would use them again and leave its weights untrained.
+        autocast = torch.autocast(
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=False,
+        )
+        with autocast:
+            predictions, _ = self.student.decode(student_features)
+        costs = matched_costs(
+            predictions.logits[-1],
+            predictions.boxes[-1],
+            to_targets(labels, strong),
+            self.student.criterion.matcher,
+        )
+        threshold = fit_cost_threshold(gather_costs(costs), rule=rules.cost_threshold)
+        return Mining(mine_pseudo_labels(costs, is_confident, threshold), costs, threshold)
+
+    def consistency_queries(
+        self,
+        mined: list[CandidatePair],
+        unlabeled: UnlabeledBatch,
+        student_features: EncodedImages,
+        teacher_features: EncodedImages,
+    ) -> ConsistencyQueries:
+        """Return queries about the mined objects for both networks.
+
+        Raises:
+            ValueError: if the objective has no projector.
+        """
+        if self.projector is None:
+            raise ValueError("the consistency loss has a weight, but the objective was made without a projector")
+        rules, weak, strong = self.consistency, unlabeled.weak, unlabeled.strong
+        boxes_strong = [pair.strong.boxes_xyxy for pair in mined]
+        boxes_weak = [pair.weak.boxes_xyxy for pair in mined]
+        is_real = None
+        if rules.rows == "all":
+            boxes_strong, boxes_weak, is_real = with_dummies(
+                boxes_strong, boxes_weak, strong.image_sizes, weak.image_sizes
+            )
+        from_weak = self.projector(roi_features(teacher_features.pyramid, boxes_weak, _padded_size(weak)))
+        from_strong = from_weak
+        if rules.source == "exchanged":
+            # The teacher reads it, and nothing is trained through the teacher.
+            with torch.no_grad():
+                from_strong = self.projector(
+                    roi_features(student_features.pyramid, boxes_strong, _padded_size(strong))
+                )
+        return build_consistency_queries(
+            content_for_strong=from_weak,
+            content_for_weak=from_strong,
+            boxes_strong=boxes_strong,
+            boxes_weak=boxes_weak,
+            strong_sizes=strong.image_sizes,
+            weak_sizes=weak.image_sizes,
+            eps=self.student.config.inverse_sigmoid_eps,
+            copies=rules.copies,
+            is_real=is_real,
+        )
+
+    def consistency_losses(
+        self,
+        student_states: Tensor,
+        teacher: EMATeacher,
+        teacher_features: EncodedImages,
+        queries: ConsistencyQueries,
+    ) -> dict[str, Tensor]:
+        """Return the loss of every decoder layer by name; `student_states` are (P, B, N, D)."""
+        teacher_states = teacher.answer(teacher_features, queries.weak)
+        rules = self.consistency
+        losses = consistency_loss(
+            student_states, teacher_states, queries, rows=rules.rows, unit_length=rules.unit_length
+        ).unbind()
+        names = [f"consistency_{i}" for i in range(len(losses) - 1)] + ["consistency"]
+        return dict(zip(names, losses, strict=True))
+
+
+def _labels(targets: list[Target]) -> list[dict[str, Tensor]]:
+    """Return targets as the detector takes them: it knows nothing of this package's types."""
+    return cast("list[dict[str, Tensor]]", targets)
+
+
+def _padded_size(view: View) -> tuple[int, int]:
+    return view.pixel_values.shape[-2], view.pixel_values.shape[-1]
 
 
 def _named(prefix: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:

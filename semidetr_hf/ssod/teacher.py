@@ -8,9 +8,10 @@ matters for backbones whose batch norm is trained.
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from semidetr_hf.model import SemiDetrForObjectDetection
+from semidetr_hf.model.decoder_queries import DecoderQueries
 from semidetr_hf.model.outputs import EncodedImages
 from semidetr_hf.ssod.pseudo_labels import suppress_duplicates
 from semidetr_hf.structures import PseudoLabels, View
@@ -79,6 +80,17 @@ class EMATeacher(nn.Module):
                 predictions.logits[-1], predictions.boxes[-1], view.image_sizes.tolist(), strict=True
             )
         ]
+
+    @torch.no_grad()
+    def answer(self, encoded: EncodedImages, queries: DecoderQueries) -> Tensor:
+        """Return the states of extra queries in every decoder layer, (P, B, N, D).
+
+        Args:
+            encoded: from `encode`.
+            queries: N extra queries; they see the matching queries, which are decoded with them.
+        """
+        _, decoded = self.detector.decode(encoded, extra_queries=queries)
+        return decoded["intermediate_hidden_states"][:, :, : len(queries)].transpose(0, 1)
 
     def get_extra_state(self) -> dict[str, int]:
         """Return what the state dict holds besides weights: without the counter a resumed run would warm up again."""

@@ -6,6 +6,7 @@ from recorded import load_recorded
 from tiny import tiny_batch, tiny_model
 from torch import nn
 
+from semidetr_hf.model.decoder_queries import DecoderQueries
 from semidetr_hf.ssod.schedule import StageSchedule
 from semidetr_hf.ssod.teacher import EMATeacher
 from semidetr_hf.structures import View
@@ -166,3 +167,43 @@ def test_a_bar_above_every_score_leaves_nothing() -> None:
 def test_a_student_of_another_shape_is_refused() -> None:
     with pytest.raises((KeyError, RuntimeError)):
         EMATeacher(tiny_model()).update(tiny_model(decoder_layers=1), 0.5)
+
+
+def some_queries(num_images: int = 2, group_sizes: tuple[int, ...] = (3, 3)) -> DecoderQueries:
+    generator = torch.Generator().manual_seed(4)
+    count = sum(group_sizes)
+    return DecoderQueries(
+        content=torch.randn(num_images, count, 32, generator=generator, requires_grad=True),
+        reference_logits=torch.randn(num_images, count, 4, generator=generator),
+        group_sizes=group_sizes,
+    )
+
+
+def test_answers_are_the_states_of_the_extra_queries_in_every_layer() -> None:
+    teacher = EMATeacher(tiny_model())
+    encoded, queries = teacher.encode(weak_view()), some_queries()
+    states = teacher.answer(encoded, queries)
+    assert states.shape == (2, 2, 6, 32)
+    assert not states.requires_grad
+    decoded = teacher.detector.model.decode(encoded, queries).intermediate_hidden_states  # (B, P, N + Q, D)
+    torch.testing.assert_close(states, decoded[:, :, :6].transpose(0, 1))
+
+
+def test_groups_of_queries_are_answered_as_each_alone() -> None:
+    teacher = EMATeacher(tiny_model())
+    encoded, queries = teacher.encode(weak_view()), some_queries()
+    together = teacher.answer(encoded, queries)
+    for part in (slice(0, 3), slice(3, 6)):
+        alone = DecoderQueries(queries.content[:, part], queries.reference_logits[:, part], (3,))
+        torch.testing.assert_close(together[:, :, part], teacher.answer(encoded, alone), rtol=1e-4, atol=1e-5)
+
+
+def test_no_query_has_no_answer_and_answers_change_no_detection() -> None:
+    teacher = EMATeacher(tiny_model())
+    view = weak_view()
+    encoded = teacher.encode(view)
+    before = teacher.detect(encoded, view, **RULES)
+    assert teacher.answer(encoded, some_queries(group_sizes=())).shape == (2, 2, 0, 32)
+    teacher.answer(encoded, some_queries())
+    for first, second in zip(before, teacher.detect(encoded, view, **RULES), strict=True):
+        assert torch.equal(first.boxes_xyxy, second.boxes_xyxy)
