@@ -1,20 +1,27 @@
 """Pictures of boxes and of training runs, written as PNG without a display.
 
-Needs matplotlib (the `viz` extra) for `detection_sheet` and `training_curves` only.
+Pictures of boxes need pillow only; curves, histograms and bars need matplotlib (the `viz` extra).
 """
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.special import ndtr
 from torch import Tensor
 
 GROUND_TRUTH_COLOR = "#00b140"
 PREDICTION_COLOR = "#e6194b"
 _LINE_STYLES = ("-", "--", ":", "-.")
+# What a quality or NMS picture calls its curves -> their line styles.
+_QUALITY_STYLES = {"candidates": ":", "confident": "-", "mined": "--"}
+_NMS_STYLES = {"without NMS": "-", "with NMS": "--"}
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 def draw_boxes(
@@ -146,7 +153,7 @@ def detection_sheet(
     sheet.save(path, format="PNG")
 
 
-def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
+def training_curves(logs: Mapping[str, Rows], path: str | Path) -> None:
     """Write a PNG with two panels over the steps: total loss on the left, AP of every evaluated model on the right.
 
     Args:
@@ -178,11 +185,10 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str |
         if panel.lines:
             panel.legend()
     ap_panel.set_ylim(bottom=0)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, format="png")
+    _write(figure, path)
 
 
-def _curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+def _curves_of(rows: Rows) -> dict[str, list[tuple[int, float]]]:
     """Return key -> (step, value) points of the loss and of every AP in the rows of one run."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
@@ -195,3 +201,198 @@ def _curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, f
             if (key == "loss" or is_ap) and value is not None:
                 curves.setdefault(key, []).append((row["step"], value))
     return curves
+
+
+def quality_curves(logs: Mapping[str, Rows], path: str | Path) -> None:
+    """Write a PNG with the quality of pseudo-labels over the steps: a panel each for precision, recall and mean IoU.
+
+    Args:
+        logs: name of a run -> rows of its log. A row has `step` and any of `quality/<set>_precision`,
+            `quality/<set>_recall` and `quality/<set>_mean_iou`, each from 0 to 1, where the set is `candidates`,
+            `confident` or `mined`; other keys and None are left out.
+        path: the PNG to write; its folder is made.
+
+    Raises:
+        ValueError: if no row of any run has such a key.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    drawn: set[str] = set()
+    for panel, measure in zip(figure.subplots(1, 3, sharex=True), ("precision", "recall", "mean_iou"), strict=True):
+        for (run, rows), (name, style) in itertools.product(enumerate(logs.values()), _QUALITY_STYLES.items()):
+            if points := _points(rows, f"quality/{name}_{measure}"):
+                panel.plot(*points, style, color=f"C{run}", marker=".")
+                drawn.add(name)
+        panel.set(title=measure.replace("_iou", " IoU of the right ones"), xlabel="optimizer steps")
+        if measure != "mean_iou":  # whose values lie close together, above the threshold of a match
+            panel.set_ylim(0, 1.02)
+        panel.grid(alpha=0.3)
+    if not drawn:
+        raise ValueError(f"no row of the logs {', '.join(logs) or '(none)'} has a key like quality/mined_precision")
+    _legend(figure, logs, {name: style for name, style in _QUALITY_STYLES.items() if name in drawn})
+    _write(figure, path)
+
+
+def nms_curves(logs: Mapping[str, Rows], path: str | Path, *, switch_steps: Mapping[str, int] | None = None) -> None:
+    """Write a PNG with the AP with and without non-maximum suppression over the steps, one panel per network.
+
+    Args:
+        logs: name of a run -> rows of its log. A row has `step` and any of `<network>/ap` and `<network>/ap_nms`;
+            other keys and None are left out.
+        path: the PNG to write; its folder is made.
+        switch_steps: name of a run -> the step from which on it matches one to one, drawn as a vertical line.
+
+    Raises:
+        ValueError: if no row of any run has an `ap_nms`, or `switch_steps` names a run that is not in `logs`.
+    """
+    from matplotlib.figure import Figure
+
+    switch_steps = switch_steps or {}
+    if unknown := set(switch_steps) - set(logs):
+        raise ValueError(f"switch_steps names {sorted(unknown)}, which are not among the logs {', '.join(logs)}")
+    values = itertools.chain.from_iterable(row.items() for rows in logs.values() for row in rows)
+    keys = dict.fromkeys(key for key, value in values if key.endswith("/ap_nms") and value is not None)
+    if not keys:
+        raise ValueError(f"no row of the logs {', '.join(logs) or '(none)'} has a key like teacher/ap_nms")
+    figure = Figure(figsize=(1 + 5.5 * len(keys), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
+    for panel, with_nms in zip(panels, keys, strict=True):
+        for run, (name, rows) in enumerate(logs.items()):
+            for key, style in zip((with_nms.removesuffix("_nms"), with_nms), _NMS_STYLES.values(), strict=True):
+                if points := _points(rows, key):
+                    panel.plot(*points, style, color=f"C{run}", marker=".")
+            if name in switch_steps:
+                panel.axvline(switch_steps[name], color=f"C{run}", linestyle=":")
+        panel.set(title=with_nms.removesuffix("/ap_nms"), xlabel="optimizer steps")
+        panel.grid(alpha=0.3)
+    panels[0].set(ylabel="AP at IoU 0.50:0.95")
+    panels[0].set_ylim(bottom=0)
+    _legend(figure, logs, _NMS_STYLES | ({"one-to-one from here on": ":"} if switch_steps else {}))
+    _write(figure, path)
+
+
+def cost_histograms(rows: Rows, path: str | Path) -> None:
+    """Write a PNG with the matching costs of pseudo-labels at up to six steps, and the mixture fitted to them.
+
+    Args:
+        rows: the ones with `costs` are chosen from, evenly over their order. Such a row has `step`, `costs` (N floats)
+            and, each possibly None, `correct` (N bools: whether the pseudo-label is right), `weights`, `means` and
+            `variances` (2 floats each, of the mixture, the cheaper component first) and `threshold`.
+        path: the PNG to write; its folder is made.
+
+    Raises:
+        ValueError: if no row has costs, or a row does not have one entry of `correct` per cost.
+    """
+    from matplotlib.figure import Figure
+
+    filled = [row for row in rows if row.get("costs") is not None and len(row["costs"])]
+    if not filled:
+        raise ValueError(f"none of the {len(rows)} rows has `costs`; there is nothing to draw")
+    chosen = [filled[i] for i in np.unique(np.linspace(0, len(filled) - 1, 6).round().astype(int))]
+    columns = min(3, len(chosen))
+    lines = math.ceil(len(chosen) / columns)
+    figure = Figure(figsize=(1 + 4 * columns, 0.8 + 3 * lines), layout="constrained")
+    handles: dict[str, Any] = {}
+    for number, row in enumerate(chosen, start=1):
+        panel = figure.add_subplot(lines, columns, number)
+        _draw_costs(panel, row)
+        handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    _place_legend(figure, list(handles.values()))
+    _write(figure, path)
+
+
+def _draw_costs(panel: Any, row: Mapping[str, Any]) -> None:
+    """Draw the costs of one row as bars, and as lines how many of them its mixture expects in a bar around a cost."""
+    costs, correct = np.asarray(row["costs"], dtype=float), row.get("correct")
+    if correct is not None and len(correct) != len(costs):
+        raise ValueError(f"step {row['step']}: {len(costs)} costs came with {len(correct)} entries of `correct`")
+    edges = np.histogram_bin_edges(costs, bins=30)
+    if correct is None:
+        panel.hist(costs, edges, color="0.75", label="unknown")
+    else:
+        right = np.asarray(correct, dtype=bool)
+        look = {"color": [GROUND_TRUTH_COLOR, PREDICTION_COLOR], "label": ["right", "wrong"], "alpha": 0.5}
+        panel.hist([costs[right], costs[~right]], edges, stacked=True, **look)
+    mixture = [row.get(key) for key in ("weights", "means", "variances")]
+    if all(values is not None for values in mixture):
+        weights, means, variances = (np.asarray(values, dtype=float)[:, None] for values in mixture)
+        half = (edges[1] - edges[0]) / 2
+        grid = np.linspace(edges[0] - 2 * half, edges[-1] + 2 * half, 400)
+        # The share within a bar, not the density at its middle: a component narrower than a bar stays in the picture.
+        below = ndtr((np.stack([grid - half, grid + half])[:, None] - means) / np.sqrt(variances))  # (2, 2, 400)
+        expected = len(costs) * weights * (below[1] - below[0])
+        panel.plot(grid, expected.sum(axis=0), color="black", linewidth=2.5, label="mixture")
+        for component, color, name in zip(expected, ("C0", "C1"), ("cheap", "costly"), strict=True):
+            panel.plot(grid, component, color=color, label=f"{name} component")
+    if row.get("threshold") is not None:
+        panel.axvline(row["threshold"], color="black", linestyle="--", label="threshold")
+    panel.set(xlabel="matching cost", ylabel="pseudo-labels")
+    panel.set_title(f"step {row['step']}: {len(costs)} costs", fontsize="medium")
+
+
+def ablation_bars(table: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, *, baseline: str) -> None:
+    """Write a PNG with a bar per arm of an ablation, grouped: the mean over seeds, and a dot per seed.
+
+    Args:
+        table: group, such as "5 % labels" -> arm -> AP of every seed. An arm may be absent from a group.
+        path: the PNG to write; its folder is made.
+        baseline: the arm whose mean runs through its group as a dashed line.
+
+    Raises:
+        ValueError: if no group has the baseline, or an arm has no AP.
+    """
+    from matplotlib.figure import Figure
+
+    arms = list(dict.fromkeys(arm for group in table.values() for arm in group))
+    if baseline not in arms:
+        raise ValueError(f"baseline={baseline!r} is none of the arms {', '.join(arms) or '(none)'}")
+    width = 0.84 / len(arms)
+    figure = Figure(figsize=(max(6.0, 1.5 + 0.62 * len(table) * (len(arms) + 1)), 4.5), layout="constrained")
+    panel = figure.subplots()
+    for place, (group, values_of) in enumerate(table.items()):
+        for arm, values in values_of.items():
+            if len(values) == 0:
+                raise ValueError(f"table[{group!r}][{arm!r}] is empty; leave the arm out or give the AP of a seed")
+            number, mean = arms.index(arm), float(np.mean(values))
+            x = place + (number - (len(arms) - 1) / 2) * width
+            panel.bar(x, mean, 0.92 * width, color=f"C{number}", alpha=0.75)
+            panel.plot([x] * len(values), values, "o", color="black", markersize=3.5, markerfacecolor="white")
+            ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "bbox": ground}
+            panel.annotate(f"{mean:.3f}", (x, max(values)), (0, 6), **look)
+            if arm == baseline:
+                panel.hlines(mean, place - 0.46, place + 0.46, colors="black", linestyles="--", linewidth=1)
+    panel.set(xticks=range(len(table)), xticklabels=list(table), ylabel="AP at IoU 0.50:0.95")
+    panel.margins(y=0.1)
+    _legend(figure, arms, {"one seed": "o", f"mean of {baseline}": "--"})
+    _write(figure, path)
+
+
+def _points(rows: Rows, key: str) -> tuple[list[int], list[float]] | None:
+    """Return the steps and the values of the rows that have the key; None when there are none."""
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    return ([step for step, _ in points], [value for _, value in points]) if points else None
+
+
+def _legend(figure: Any, names: Iterable[str], styles: Mapping[str, Any]) -> None:
+    """Explain a figure: a color per name, in the order C0, C1, ..., then a line style or the marker "o" each."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=f"C{i}", linewidth=4, label=name) for i, name in enumerate(names)]
+    for name, style in styles.items():
+        look: dict[str, Any] = {"marker": "o", "linestyle": ""} if style == "o" else {"linestyle": style}
+        handles.append(Line2D([], [], color="black", markerfacecolor="white", label=name, **look))
+    _place_legend(figure, handles)
+
+
+def _place_legend(figure: Any, handles: Sequence[Any]) -> None:
+    """Put a legend below the panels, in as many rows as its entries of two inches each need."""
+    rows = math.ceil(len(handles) / (figure.get_figwidth() // 2))
+    columns = math.ceil(len(handles) / rows)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _write(figure: Any, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, format="png")

@@ -74,6 +74,10 @@ def write_no_json(folder: Path) -> None:
     (folder / "labels.json").write_text("images: 3")
 
 
+def write_broken_xml(folder: Path) -> None:
+    (folder / "1.xml").write_text("<annotation><object>")
+
+
 def change_nothing(_folder: Path) -> None:
     pass
 
@@ -99,6 +103,13 @@ def change_nothing(_folder: Path) -> None:
         (change_nothing, "--backbone_weights imagenet", ["TimmBackbone", "--backbone_weights random"]),
         (change_nothing, "--init_from nowhere", ["init_from='nowhere'", "config.json"]),
         (change_nothing, "--trackers abacus", ["abacus"]),
+        (change_nothing, "--consistency_copies 0", ["consistency_copies=0", "at least 1"]),
+        (change_nothing, "--one_to_many_steps 2", ["one_to_many_steps=2", "num_steps=1"]),
+        (change_nothing, "--evaluated_networks ema", ["evaluated_networks=['ema']", "student, teacher"]),
+        (change_nothing, "--unlabeled {folder} --instruments", ["instruments=True", "label_fraction"]),
+        (change_nothing, "--labeled {folder}/1.png", ["1.png", "COCO .json", "XML"]),
+        (write_broken_xml, "--labeled {folder}", ["1.xml"]),
+        (change_nothing, "--labeled {folder}/empty/train.txt", ["train.txt"]),
     ],
 )
 def test_one_line_names_the_culprit(main, folder: Path, capsys, damage, extra: str, culprits: list[str]) -> None:
@@ -117,6 +128,8 @@ def test_one_line_names_the_culprit(main, folder: Path, capsys, damage, extra: s
         ("schedule: {ema_momentum: 2}", ["ema_momentum=2", "below 1"]),
         ("schedule: {ema_momentun: 0.9}", ["`schedule`", "ema_momentun"]),
         ("schedules: {ema_momentum: 0.9}", ["unknown schedules"]),
+        ("matching: {one_to_many_assigner: hungarian}", ["one_to_many_assigner='hungarian'", "alignment"]),
+        ("consistency: {consistency_weight: 1e1}", ["consistency_weight='1e1'", "1.0e-4"]),
         ("schedule: 3", ["run.yaml", "sections"]),
         ("[1, 2]", ["run.yaml", "sections"]),
         ("schedule: {", ["run.yaml", "not a YAML file"]),
@@ -129,7 +142,7 @@ def test_a_wrong_yaml_file_is_one_line_too(main, folder: Path, capsys, text: str
     assert all(culprit in line for culprit in culprits)
 
 
-@pytest.mark.parametrize("extra", ["--learning_rate fast", "--learning_rat 0.1", "--size huge"])
+@pytest.mark.parametrize("extra", ["--learning_rate fast", "--learning_rat 0.1", "--size huge", "--method official"])
 def test_bad_usage_is_status_two(main, folder: Path, capsys, extra: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments(folder, *extra.split()))

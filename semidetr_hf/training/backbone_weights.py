@@ -28,7 +28,7 @@ def load_backbone_weights(model: nn.Module, choice: str) -> str:
         ValueError: if the model has no such backbone, or the weights are not those of this backbone; the message names
             the first keys or shapes that do not fit. The backbone is then as before.
         FileNotFoundError: if the file does not exist.
-        RuntimeError: if the weights cannot be downloaded; the message names the ways out.
+        ConnectionError: if the weights cannot be downloaded; the message names the ways out.
     """
     backbone = getattr(getattr(model, "model", None), "backbone", None)
     if not isinstance(backbone, TimmBackbone):
@@ -58,7 +58,7 @@ def _download(backbone: TimmBackbone) -> dict[str, Tensor]:
     # the errors of huggingface_hub, of its HTTP client and of timm share no narrower base class.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise RuntimeError(
+        raise ConnectionError(
             f"no ImageNet weights for backbone {config.backbone}: {reason[:300]} -- connect to the Hub, give a local "
             "file (--backbone_weights FILE.safetensors), or train from scratch (--backbone_weights random)"
         ) from error

@@ -1,16 +1,18 @@
 """Everything that can be chosen about a training run, as frozen dataclasses that check themselves.
 
-The defaults are those of the released code's COCO run (`detr_ssod_dino_detr_r50_coco_120k.py`, "120k config" below).
+The defaults are those of the released code's COCO run (`detr_ssod_dino_detr_r50_coco_120k.py`, "120k config" below),
+except where it is mended or contradicts the paper: `presets.py` has both values of each such field side by side.
 Field names are unique over all parts, so that `transformers.HfArgumentParser` gives one flat flag per field.
 """
 
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 import yaml
+
+from semidetr_hf.training.config_checks import check_names, check_types, require
 
 
 def option(default: Any = MISSING, *, help: str) -> Any:
@@ -30,12 +32,15 @@ class DataConfig:
         ValueError: if a value has the wrong type or lies outside its range; the message names field, value and range.
     """
 
-    labeled: str = option(help="COCO json with the labeled training images")
-    labeled_images: str | None = option(None, help="folder of the labeled images (default: found next to the json)")
-    unlabeled: str | None = option(None, help="folder of images or COCO json (its boxes are ignored)")
-    unlabeled_images: str | None = option(None, help="folder of the unlabeled images, when `unlabeled` is a json")
-    val: str | None = option(None, help="COCO json to evaluate on")
-    val_images: str | None = option(None, help="folder of the evaluation images (default: found next to the json)")
+    labeled: str = option(help="labeled images: COCO json, VOC image set (.txt) or folder with XML files")
+    labeled_images: str | None = option(None, help="folder of the labeled images (default: found next to `labeled`)")
+    unlabeled: str | None = option(None, help="folder of images, COCO json or VOC image set; boxes are ignored")
+    unlabeled_images: str | None = option(None, help="folder of the unlabeled images, when `unlabeled` is a file")
+    val: str | None = option(None, help="evaluate on this COCO json, VOC image set (.txt) or folder with XML files")
+    val_images: str | None = option(None, help="folder of the evaluation images (default: found next to `val`)")
+    voc_corners: Literal["auto", "exact", "written", "released"] = option(
+        "auto", help="how VOC boxes become edges (default: exact in VOC folders, as written in other ones)"
+    )  # released code: released
     # Released code: 5 images per GPU, 1 labeled to 4 unlabeled.
     labeled_batch_size: int = option(1, help="labeled images per process and step")
     unlabeled_batch_size: int = option(4, help="unlabeled images per process and step")
@@ -52,27 +57,22 @@ class DataConfig:
     fold: int = option(1, help="which of the reproducible draws of `label_fraction` to use, from 1")
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _require(self, "labeled", self.labeled != "", "a path")
-        _require(self, "labeled_batch_size", self.labeled_batch_size >= 1, "at least 1")
-        _require(self, "unlabeled_batch_size", self.unlabeled_batch_size >= 1, "at least 1")
-        _require(self, "num_workers", self.num_workers >= 0, "at least 0")
+        check_types(self)
+        require(self, "labeled", self.labeled != "", "a path")
+        require(self, "labeled_batch_size", self.labeled_batch_size >= 1, "at least 1")
+        require(self, "unlabeled_batch_size", self.unlabeled_batch_size >= 1, "at least 1")
+        require(self, "num_workers", self.num_workers >= 0, "at least 0")
         edges = self.short_edges
-        _require(self, "short_edges", bool(edges) and min(edges) >= 1, "one or more lengths of at least 1 pixel")
-        _require(self, "long_edge", self.long_edge >= max(edges), f"at least the largest short edge, {max(edges)}")
-        _require(self, "flip_probability", 0 <= self.flip_probability <= 1, "from 0 to 1")
+        require(self, "short_edges", bool(edges) and min(edges) >= 1, "one or more lengths of at least 1 pixel")
+        require(self, "long_edge", self.long_edge >= max(edges), f"at least the largest short edge, {max(edges)}")
+        require(self, "flip_probability", 0 <= self.flip_probability <= 1, "from 0 to 1")
         fraction = self.label_fraction
-        _require(self, "label_fraction", fraction is None or 0 < fraction < 1, "between 0 and 1, or none for all")
-        _require(self, "fold", self.fold >= 1, "at least 1")
+        require(self, "label_fraction", fraction is None or 0 < fraction < 1, "between 0 and 1, or none for all")
+        require(self, "fold", self.fold >= 1, "at least 1")
         if self.unlabeled_images is not None and self.unlabeled is None:
             raise ValueError(f"unlabeled_images={self.unlabeled_images!r} is of no use without `unlabeled`; give both")
         if self.val_images is not None and self.val is None:
             raise ValueError(f"val_images={self.val_images!r} is of no use without `val`; give both")
-
-    @property
-    def has_unlabeled(self) -> bool:
-        """Whether the run has unlabeled images; if not it is supervised."""
-        return self.unlabeled is not None or self.label_fraction is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,10 @@ class ModelConfig:
     init_from: str | None = option(None, help="folder of a saved detector to start from")
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _require(self, "backbone", self.backbone != "", "a timm model name")
-        _require(self, "backbone_weights", self.backbone_weights != "", "`imagenet`, `random` or a file")
-        _require(self, "init_from", self.init_from != "", "a folder")
+        check_types(self)
+        require(self, "backbone", self.backbone != "", "a timm model name")
+        require(self, "backbone_weights", self.backbone_weights != "", "`imagenet`, `random` or a file")
+        require(self, "init_from", self.init_from != "", "a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,17 +116,17 @@ class OptimizerConfig:
     lr_drop_factor: float = option(0.1, help="factor on the learning rate at each of those steps")  # released code
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0")
-        _require(self, "backbone_lr_factor", 0 <= self.backbone_lr_factor < math.inf, "at least 0")
-        _require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
-        _require(self, "max_grad_norm", 0 < self.max_grad_norm < math.inf, "above 0")
-        _require(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
+        check_types(self)
+        require(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0")
+        require(self, "backbone_lr_factor", 0 <= self.backbone_lr_factor < math.inf, "at least 0")
+        require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
+        require(self, "max_grad_norm", 0 < self.max_grad_norm < math.inf, "above 0")
+        require(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
         drops = self.lr_drop_steps
-        _require(self, "lr_drop_steps", drops == sorted(set(drops)) and min(drops, default=1) >= 1, "rising, from 1")
+        require(self, "lr_drop_steps", drops == sorted(set(drops)) and min(drops, default=1) >= 1, "rising, from 1")
         needs_drops = self.lr_schedule == "step"
-        _require(self, "lr_drop_steps", bool(drops) == needs_drops, "given for the `step` schedule, and only for it")
-        _require(self, "lr_drop_factor", 0 < self.lr_drop_factor <= 1, "above 0, at most 1")
+        require(self, "lr_drop_steps", bool(drops) == needs_drops, "given for the `step` schedule, and only for it")
+        require(self, "lr_drop_factor", 0 < self.lr_drop_factor <= 1, "above 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,21 +143,79 @@ class ScheduleConfig:
     unsupervised_weight: float = option(
         4.0, help="weight of the losses on unlabeled images"
     )  # paper, w_u; 120k config
+    # Paper and 120k config: 60,000 of 120,000 steps.
+    one_to_many_fraction: float = option(
+        0.5, help="share of the steps in the first stage, which gives every box several predictions; 0 leaves it out"
+    )
+    one_to_many_steps: int | None = option(None, help="the same as a number of steps; takes precedence")
     ema_momentum: float = option(0.999, help="share of the old teacher in an update, at its highest")  # released code
     ema_warmup: int = option(0, help="larger values let the teacher follow the student longer")  # released code
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _require(self, "num_steps", self.num_steps >= 1, "at least 1")
-        _require(
+        check_types(self)
+        require(self, "num_steps", self.num_steps >= 1, "at least 1")
+        require(
             self,
             "burn_in_steps",
             0 <= self.burn_in_steps < self.num_steps,
             f"from 0, below num_steps={self.num_steps}",
         )
-        _require(self, "unsupervised_weight", 0 <= self.unsupervised_weight < math.inf, "at least 0")
-        _require(self, "ema_momentum", 0 <= self.ema_momentum < 1, "from 0, below 1")
-        _require(self, "ema_warmup", self.ema_warmup >= 0, "at least 0")
+        require(self, "unsupervised_weight", 0 <= self.unsupervised_weight < math.inf, "at least 0")
+        require(self, "one_to_many_fraction", 0 <= self.one_to_many_fraction <= 1, "from 0 to 1")
+        steps = self.one_to_many_steps
+        require(
+            self,
+            "one_to_many_steps",
+            steps is None or 0 <= steps <= self.num_steps,
+            f"from 0 to num_steps={self.num_steps}, or none for one_to_many_fraction",
+        )
+        require(self, "ema_momentum", 0 <= self.ema_momentum < 1, "from 0, below 1")
+        require(self, "ema_warmup", self.ema_warmup >= 0, "at least 0")
+
+    @property
+    def first_stage_steps(self) -> int:
+        """Number of steps of the one-to-many stage."""
+        if self.one_to_many_steps is not None:
+            return self.one_to_many_steps
+        return round(self.one_to_many_fraction * self.num_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """How predictions are given to boxes and compared with them; what inference does not need to know.
+
+    Raises:
+        ValueError: if a value has the wrong type or lies outside its range; the message names field, value and range.
+    """
+
+    one_to_many_assigner: Literal["alignment", "max_iou", "atss", "sim_ota"] = option(
+        "alignment",
+        help="rule of the first stage; `alignment` is the paper's, the other ones are those of its ablation",
+    )
+    one_to_many_top_k: int = option(13, help="predictions per box that `alignment` takes")  # paper; released code
+    alignment_alpha: float = option(1.0, help="exponent of the score in the alignment")  # paper; released code
+    alignment_beta: float = option(6.0, help="exponent of the IoU in the alignment")  # paper; released code
+    task_aligned_gamma: float = option(2.0, help="exponent of the class loss of the first stage")  # paper
+    bbox_loss_coefficient: float = option(5.0, help="weight of the L1 loss of boxes")  # released code: 5, added twice
+    class_agnostic_encoder_loss: bool = option(
+        False, help="encoder proposals learn objects instead of classes"
+    )  # released code: true
+    class_loss_normalizer: Literal["global", "process"] = option(
+        "global", help="divide the class loss by the boxes of all processes or of each"
+    )  # released code: process
+    matcher_eps: float = option(1e-8, help="added inside the logarithms of the matching cost")  # released code: 1e-12
+    denoise_empty_images: bool = option(
+        True, help="denoising queries of images without boxes count as background"
+    )  # released code: false
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "one_to_many_top_k", self.one_to_many_top_k >= 1, "at least 1")
+        require(self, "alignment_alpha", 0 <= self.alignment_alpha < math.inf, "at least 0")
+        require(self, "alignment_beta", 0 < self.alignment_beta < math.inf, "above 0")
+        require(self, "task_aligned_gamma", 0 <= self.task_aligned_gamma < math.inf, "at least 0")
+        require(self, "matcher_eps", 0 < self.matcher_eps < math.inf, "above 0")
+        require(self, "bbox_loss_coefficient", 0 <= self.bbox_loss_coefficient < math.inf, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +227,14 @@ class PseudoLabelConfig:
     """
 
     score_threshold: float = option(0.4, help="smallest score of a pseudo-label")  # paper, tau_s; 120k config
+    # Released code: "candidates", which loses both of two detections of an image, however sure they are.
+    confident_source: Literal["detections", "candidates"] = option(
+        "detections", help="take pseudo-labels of all detections, or of those that passed the mean + deviation filter"
+    )
+    # Neither paper nor released code denoise pseudo-labels in the first stage.
+    denoise_pseudo_labels: Literal["one_to_one", "always"] = option(
+        "one_to_one", help="stages in which denoising queries are made of pseudo-labels"
+    )
     # Released code: keep the detections above the mean plus the standard deviation of the image's scores.
     mean_std_filter: bool = option(True, help="also ask for a score above mean + standard deviation of the image")
     nms_iou: float = option(0.6, help="boxes of a class that overlap more than this are duplicates")  # released code
@@ -176,15 +242,59 @@ class PseudoLabelConfig:
         0.01, help="smallest score of a detection before duplicates are removed"
     )  # released code
     max_detections: int = option(300, help="most detections of one image")  # released code
-    min_box_size: float = option(1.0, help="smallest width and height of a pseudo-label, in pixels")
+    min_box_size: float | None = option(
+        1.0, help="smallest width and height of a pseudo-label in the strong view, in pixels; none keeps all"
+    )  # released code: none
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _require(self, "score_threshold", 0 <= self.score_threshold <= 1, "from 0 to 1")
-        _require(self, "nms_iou", 0 <= self.nms_iou <= 1, "from 0 to 1")
-        _require(self, "min_score", 0 <= self.min_score <= 1, "from 0 to 1")
-        _require(self, "max_detections", self.max_detections >= 1, "at least 1")
-        _require(self, "min_box_size", 0 <= self.min_box_size < math.inf, "at least 0")
+        check_types(self)
+        require(self, "score_threshold", 0 <= self.score_threshold <= 1, "from 0 to 1")
+        require(self, "nms_iou", 0 <= self.nms_iou <= 1, "from 0 to 1")
+        require(self, "min_score", 0 <= self.min_score <= 1, "from 0 to 1")
+        require(self, "max_detections", self.max_detections >= 1, "at least 1")
+        size = self.min_box_size
+        require(self, "min_box_size", size is None or 0 <= size < math.inf, "at least 0, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyConfig:
+    """Cross-view query consistency, and the mining of candidates for it.
+
+    Raises:
+        ValueError: if a value has the wrong type or lies outside its range; the message names field, value and range.
+    """
+
+    consistency_weight: float = option(
+        1.0, help="weight of the consistency loss of every decoder layer; 0 leaves it out"
+    )  # paper, w_c; released code: 10
+    scale_consistency: bool = option(False, help="multiply that weight by unsupervised_weight")  # released code: true
+    consistency_stages: Literal["all", "one_to_many"] = option(
+        "all", help="stages with a consistency loss"
+    )  # released code: one_to_many
+    consistency_source: Literal["exchanged", "teacher"] = option(
+        "exchanged", help="content of the queries: from both views and exchanged, or the teacher's for both"
+    )  # released code: teacher
+    consistency_copies: int = option(1, help="equal copies of every query")  # released code: 5
+    consistency_rows: Literal["real", "all"] = option(
+        "real", help="the loss is a mean over real boxes, or over dummies too"
+    )  # released code: all
+    consistency_unit_length: bool = option(
+        False, help="compare decoder states scaled to length 1, whose errors are d_model times smaller"
+    )  # released code: true
+    candidate_filter: Literal["cost", "none", "top_k", "mean_std"] = option(
+        "cost", help="which candidates below score_threshold become consistency queries; `cost` is the paper's"
+    )
+    candidate_top_k: int = option(10, help="candidates of each image for the filter `top_k`")
+    cost_threshold: Literal["mean", "densest"] = option(
+        "mean", help="candidates are kept up to the mean, or the densest sample, of the cheap component of the costs"
+    )  # released code: densest
+    projector_width: int = option(1024, help="hidden width of the projector of the queries")  # released code
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self, "consistency_weight", 0 <= self.consistency_weight < math.inf, "at least 0")
+        for name in ("consistency_copies", "candidate_top_k", "projector_width"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,15 +311,25 @@ class RunConfig:
     gradient_accumulation_steps: int = option(1, help="batches per optimizer step")
     log_every: int = option(50, help="steps between two lines of the log")
     eval_every: int = option(4000, help="steps between two evaluations")
+    evaluated_networks: list[str] = option(
+        ["student", "teacher"], help="networks that are evaluated and may become the best checkpoint"
+    )  # released code: the teacher alone
+    instruments: bool = option(
+        False,
+        help="measure pseudo-labels against known labels of the unlabeled images, and evaluate with and without NMS",
+    )
     trackers: list[str] = option([], help="trackers of Accelerate to report to, such as tensorboard")
     cpu: bool = option(False, help="train on the CPU even where there is an accelerator")
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _require(self, "output_dir", self.output_dir != "", "a folder")
-        _require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
+        check_types(self)
+        require(self, "output_dir", self.output_dir != "", "a folder")
+        require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
         for name in ("gradient_accumulation_steps", "log_every", "eval_every"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        networks = self.evaluated_networks
+        known = bool(networks) and len(set(networks)) == len(networks) and set(networks) <= {"student", "teacher"}
+        require(self, "evaluated_networks", known, "one or both of student, teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +344,9 @@ class TrainingConfig:
     model: ModelConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
-    pseudo_labels: PseudoLabelConfig
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     run: RunConfig
 
     def __post_init__(self) -> None:
@@ -256,62 +378,11 @@ class TrainingConfig:
                 its range; the message names it.
         """
         sections = get_type_hints(cls)
-        _check_names("the configuration", values, known=set(sections), required=set())
+        check_names("the configuration", values, known=set(sections), required=set())
         parts = {}
         for name, section in sections.items():
             given = values.get(name) or {}
             required = {f.name for f in fields(section) if f.default is MISSING and f.default_factory is MISSING}
-            _check_names(f"`{name}`", given, known={f.name for f in fields(section)}, required=required)
+            check_names(f"`{name}`", given, known={f.name for f in fields(section)}, required=required)
             parts[name] = section(**given)
         return cls(**parts)
-
-
-def _require(config: object, name: str, holds: bool, accepted: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={getattr(config, name)!r}: must be {accepted}")
-
-
-def _check_names(where: str, given: Any, *, known: set[str], required: set[str]) -> None:
-    if not isinstance(given, dict):
-        raise ValueError(f"{where} is {given!r}: must be a mapping of names to values")
-    unknown = sorted(str(name) for name in given if name not in known)
-    if unknown:
-        raise ValueError(f"{where} has unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    missing = sorted(required - set(given))
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}, which has no default")
-
-
-def _check_types(config: Any) -> None:
-    """Refuse values of a wrong type, such as the text that YAML makes of 1e-4."""
-    # HfArgumentParser narrows `field.type` in place (`str | None` becomes `str`); the annotations stay whole.
-    for name, expected in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _has_type(value, expected):
-            hint = ", in YAML with a point (1.0e-4)" if isinstance(value, str) and _has_type(1.0, expected) else ""
-            raise ValueError(f"{name}={value!r}: must be {_type_name(expected)}{hint}")
-
-
-def _has_type(value: Any, expected: Any) -> bool:
-    origin, arguments = get_origin(expected), get_args(expected)
-    if origin is Literal:
-        return value in arguments
-    if origin is UnionType:
-        return any(_has_type(value, argument) for argument in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)
-    if isinstance(value, bool):
-        return expected is bool
-    return isinstance(value, int | float) if expected is float else isinstance(value, expected)
-
-
-def _type_name(expected: Any) -> str:
-    origin, arguments = get_origin(expected), get_args(expected)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin is UnionType:
-        return " or ".join(_type_name(argument) for argument in arguments)
-    if origin is list:
-        return f"a list of {_type_name(arguments[0])} values"
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "none"}
-    return names[expected]

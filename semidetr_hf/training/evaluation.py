@@ -243,7 +243,8 @@ def _detect(
     sizes = [(image.height, image.width) for image in images]
     post_process = image_processor.post_process_object_detection
     # The processors of detectors with a background class return one detection per query and take no top_k.
-    limit = {"top_k": 100} if "top_k" in inspect.signature(post_process).parameters else {}
+    # COCO counts 100 detections of an image and class, and 300 in all hold them; so do DINO and Semi-DETR.
+    limit = {"top_k": 300} if "top_k" in inspect.signature(post_process).parameters else {}
     results = post_process(outputs, threshold=0.0, target_sizes=sizes, **limit)
     return [
         {

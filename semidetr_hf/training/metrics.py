@@ -92,3 +92,12 @@ def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, floa
             yield from _numbers(f"{prefix}{name}.", value)
         elif isinstance(value, float):
             yield f"{prefix}{name}", value
+
+
+def flatten(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, int | float | str | bool]:
+    """Flatten a configuration for trackers, which take plain values only; names become "part.name"."""
+    return {
+        f"{part}.{name}": value if isinstance(value, (int, float, str, bool)) else str(value)
+        for part, values in nested.items()
+        for name, value in values.items()
+    }

@@ -2,10 +2,11 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import timm
 import torch
@@ -15,13 +16,23 @@ from transformers import HfArgumentParser
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.sources import Source, open_source
 from semidetr_hf.data.splits import labeled_subset
+from semidetr_hf.data.voc import Categories, Corners
 from semidetr_hf.model import SemiDetrConfig, SemiDetrForObjectDetection, SemiDetrImageProcessor
+from semidetr_hf.ssod.objective import ConsistencyRules, PseudoLabelRules, SemiDetrObjective
+from semidetr_hf.ssod.one_to_many import Assigner, OneToManyAssigner, OneToManyCriterion
+from semidetr_hf.ssod.one_to_many_variants import ATSSAssigner, MaxIoUAssigner, SimOTAAssigner
+from semidetr_hf.ssod.query_consistency import QueryProjector
+from semidetr_hf.ssod.schedule import StageSchedule
+from semidetr_hf.training import presets
 from semidetr_hf.training.backbone_weights import load_backbone_weights
-from semidetr_hf.training.config import ModelConfig, TrainingConfig
+from semidetr_hf.training.checkpoints import reading_detector
+from semidetr_hf.training.config import MatchingConfig, ModelConfig, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
 _NOT_GIVEN = object()
+# Weights of a detector that are new where it gets another number of classes.
+_DEPEND_ON_CLASSES = ("class_head.", "model.proposal_class_head.", "label_embedding.")
 
 
 class Sources(NamedTuple):
@@ -34,6 +45,9 @@ class Sources(NamedTuple):
 
 def parse_config(arguments: Sequence[str] | None = None, *, description: str | None = None) -> TrainingConfig:
     """Read a configuration from command-line flags, one per field, on top of an optional `--config FILE.yaml`.
+
+    Below both, `--method` chooses what is left open: the paper's reading of the method, which is the default of every
+    field, or that of the released code, see `presets.DIFFERENCES`.
 
     Args:
         arguments: the flags; None for those of the process.
@@ -48,22 +62,62 @@ def parse_config(arguments: Sequence[str] | None = None, *, description: str | N
     parser = HfArgumentParser(
         list(sections.values()),
         description=description,
-        usage="%(prog)s [--config RUN.yaml] [--FIELD VALUE ...]",
+        usage="%(prog)s [--config RUN.yaml] [--method NAME] [--FIELD VALUE ...]",
         # Otherwise the mistyped --learning_rat would be taken for --learning_rate.
         allow_abbrev=False,
     )
     parser.add_argument("--config", help="YAML file such as the config.yaml of a run; flags take precedence")
+    parser.add_argument(
+        "--method",
+        choices=get_args(presets.Method),
+        help="defaults of the fields in which the paper and its released code differ (default: paper); file and flags "
+        "take precedence",
+    )
     # What the parser requires may stand in the file; `from_dict` asks for it once the two are put together.
     for action in parser._actions:
         action.required = False
+        if action.nargs == "+":
+            action.nargs = "*"  # an empty list is a value, too
+        elif action.type in (int, float) and _may_be_none(sections, action.dest):
+            action.type = _or_none(action.type)
     names = [field.name for section in sections.values() for field in fields(section)]
     given = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names, _NOT_GIVEN))))
     values = {} if given["config"] is None else read_yaml(given["config"])
+    defaults = presets.method(given["method"] or "paper")
+    if given["method"] is not None:
+        _warn_of_overridden(given["method"], defaults, values)
     for name, section in sections.items():
         flags = {field.name: given[field.name] for field in fields(section) if given[field.name] is not _NOT_GIVEN}
-        if flags:
-            values[name] = {**(values.get(name) or {}), **flags}
+        if "one_to_many_fraction" in flags:
+            # The file of a preset gives the steps, which would take precedence over the flag.
+            flags.setdefault("one_to_many_steps", None)
+        values[name] = {**defaults.get(name, {}), **(values.get(name) or {}), **flags}
     return TrainingConfig.from_dict(values)
+
+
+def _may_be_none(sections: dict[str, Any], field: str) -> bool:
+    hints = {name: hint for section in sections.values() for name, hint in get_type_hints(section).items()}
+    return NoneType in get_args(hints[field])
+
+
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    read.__name__ = kind.__name__  # argparse: "invalid float value"
+    return read
+
+
+def _warn_of_overridden(method: str, defaults: dict[str, dict[str, Any]], values: dict[str, Any]) -> None:
+    """Say which fields a file takes from the method: that of a preset or an earlier run takes all of them."""
+    overridden = [
+        name
+        for section, part in defaults.items()
+        for name, value in part.items()
+        if (values.get(section) or {}).get(name, value) != value
+    ]
+    if overridden:
+        logger.warning("--method %s: --config decides otherwise on %s", method, ", ".join(overridden))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -89,6 +143,7 @@ def open_sources(config: TrainingConfig) -> Sources:
     """Open the labeled, unlabeled and validation images of a run.
 
     With `label_fraction` the labeled set is divided: the drawn share keeps its boxes, the rest is unlabeled.
+    Validation images with XML files have the categories of the labeled ones, whichever of them occur.
 
     Raises:
         FileNotFoundError: if a file or folder does not exist.
@@ -100,21 +155,33 @@ def open_sources(config: TrainingConfig) -> Sources:
             f"label_fraction={data.label_fraction} already takes the unlabeled images from the labeled set; "
             f"leave out unlabeled={data.unlabeled!r}, or label_fraction"
         )
-    labeled = _open_coco("labeled", data.labeled, data.labeled_images)
+    corners = None if data.voc_corners == "auto" else data.voc_corners
+    labeled = _open_coco("labeled", data.labeled, data.labeled_images, corners=corners)
     unlabeled: Source | None = None
     if data.unlabeled is not None:
         unlabeled = open_source(data.unlabeled, data.unlabeled_images, labeled=False)
     elif data.label_fraction is not None:
         kept, lost = labeled_subset(labeled.image_ids, fraction=data.label_fraction, fold=data.fold)
         labeled, unlabeled = labeled.subset(kept), labeled.subset(lost)
-    val = None if data.val is None else _open_coco("val", data.val, data.val_images)
+    val = None
+    if data.val is not None:
+        # XML files list no categories, and those of the validation images may lack one that was labeled.
+        categories = dict(zip(labeled.category_ids, labeled.category_names, strict=True))
+        val = _open_coco("val", data.val, data.val_images, corners=corners, categories=categories)
     return Sources(labeled=labeled, unlabeled=unlabeled, val=val)
 
 
-def _open_coco(field: str, path: str, image_folder: str | None) -> CocoSource:
-    source = open_source(path, image_folder)
+def _open_coco(
+    field: str,
+    path: str,
+    image_folder: str | None,
+    *,
+    corners: Corners | None,
+    categories: Categories | None = None,
+) -> CocoSource:
+    source = open_source(path, image_folder, corners=corners, categories=categories)
     if not isinstance(source, CocoSource):
-        raise ValueError(f"{field}={path!r}: must be a COCO json")
+        raise ValueError(f"{field}={path!r}: must be a COCO json or Pascal VOC XML files")
     return source
 
 
@@ -129,23 +196,29 @@ def build_model(config: TrainingConfig, source: Source) -> SemiDetrForObjectDete
 
     Raises:
         FileNotFoundError: if a file of weights or `init_from` does not exist.
-        ValueError: if the backbone is unknown, its weights do not fit, or `init_from` contradicts another field.
-        RuntimeError: if weights cannot be downloaded.
+        ValueError: if the backbone is unknown, its weights do not fit, `init_from` holds no whole detector, or
+            contradicts another field.
+        ConnectionError: if weights cannot be downloaded.
     """
     torch.manual_seed(config.run.seed)
-    choice = config.model
+    choice, matching = config.model, config.matching
     names = source.category_names
-    categories: dict[str, Any] = {
+    values: dict[str, Any] = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: label for label, name in enumerate(names)},
         "category_ids": list(source.category_ids),
+        "bbox_loss_coefficient": matching.bbox_loss_coefficient,
+        "class_agnostic_encoder_loss": matching.class_agnostic_encoder_loss,
+        "class_loss_normalizer": matching.class_loss_normalizer,
+        "denoise_empty_images": matching.denoise_empty_images,
+        "matcher_eps": matching.matcher_eps,
     }
     if choice.init_from is not None:
-        return _load_detector(choice, categories)
+        return _load_detector(choice, values)
     if choice.backbone is not None:
-        categories["backbone_config"] = _timm_backbone(choice.backbone)
+        values["backbone_config"] = _timm_backbone(choice.backbone)
     sizes = {"nano": SemiDetrConfig.nano, "small": SemiDetrConfig.small, "base": SemiDetrConfig.base}
-    model = SemiDetrForObjectDetection(sizes[choice.size](**categories))
+    model = SemiDetrForObjectDetection(sizes[choice.size](**values))
     if choice.backbone_weights == "random":
         # Also for backbones that are not timm's, such as that of size nano, whose weights cannot be loaded.
         logger.info("backbone: random weights, as asked for")
@@ -161,7 +234,7 @@ def _timm_backbone(name: str) -> dict[str, Any]:
     return {"model_type": "timm_backbone", "backbone": name, "out_indices": [-3, -2, -1]}
 
 
-def _load_detector(choice: ModelConfig, categories: dict[str, Any]) -> SemiDetrForObjectDetection:
+def _load_detector(choice: ModelConfig, values: dict[str, Any]) -> SemiDetrForObjectDetection:
     if choice.backbone is not None:
         raise ValueError(
             f"backbone={choice.backbone!r} contradicts init_from={choice.init_from!r}; leave one of them out"
@@ -171,17 +244,94 @@ def _load_detector(choice: ModelConfig, categories: dict[str, Any]) -> SemiDetrF
             f"backbone_weights={choice.backbone_weights!r} would not be read: init_from={choice.init_from!r} "
             "brings its own; leave one of them out"
         )
-    if not (Path(str(choice.init_from)) / "config.json").is_file():
-        raise FileNotFoundError(f"init_from={choice.init_from!r}: no folder with the config.json of a saved detector")
-    loaded: Any = SemiDetrForObjectDetection.from_pretrained(
-        choice.init_from, **categories, ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    model, report = loaded
-    fresh = sorted(key for key, *_ in report["mismatched_keys"])
+    with reading_detector("init_from", str(choice.init_from)):
+        loaded: Any = SemiDetrForObjectDetection.from_pretrained(
+            choice.init_from, **values, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        model, report = loaded
+        # transformers sets the fields given here one by one, unchecked; a label table may be too short for them.
+        model.config.validate()
+        fresh = sorted(key for key, *_ in report["mismatched_keys"])
+        lost = [key for key in fresh if not key.startswith(_DEPEND_ON_CLASSES)] + sorted(report["missing_keys"])
+        if lost:
+            raise ValueError(f"the weights do not fit the config.json beside them, or are not there: {lost[0]} ...")
     logger.info(
         "detector of its own size loaded from %s; started anew: %s", choice.init_from, ", ".join(fresh) or "nothing"
     )
     return model
+
+
+def build_schedule(config: TrainingConfig) -> StageSchedule:
+    """Return the course of a run."""
+    schedule, consistency = config.schedule, config.consistency
+    return StageSchedule(
+        burn_in_steps=schedule.burn_in_steps,
+        one_to_many_steps=schedule.first_stage_steps,
+        unsupervised_weight=schedule.unsupervised_weight,
+        consistency_weight=consistency.consistency_weight,
+        scales_consistency=consistency.scale_consistency,
+        consistency_in_one_to_one=consistency.consistency_stages == "all",
+        denoises_in_one_to_many=config.pseudo_labels.denoise_pseudo_labels == "always",
+        max_ema_momentum=schedule.ema_momentum,
+        ema_warmup=schedule.ema_warmup,
+    )
+
+
+def build_objective(
+    config: TrainingConfig, student: SemiDetrForObjectDetection, *, has_unlabeled: bool
+) -> SemiDetrObjective:
+    """Return the losses of a run; without a consistency loss there is no projector.
+
+    Random weights of the projector follow the seed of the run, and are the same on every process.
+
+    Args:
+        config: the run.
+        student: the network that is trained.
+        has_unlabeled: whether there will be unlabeled images, on which alone there is a consistency loss.
+    """
+    torch.manual_seed(config.run.seed)
+    rules = config.consistency
+    projector = None
+    if rules.consistency_weight > 0 and has_unlabeled:
+        projector = QueryProjector(student.config.d_model, rules.projector_width).to(student.device)
+    return SemiDetrObjective(
+        student,
+        PseudoLabelRules(
+            score_threshold=config.pseudo_labels.score_threshold,
+            confident_source=config.pseudo_labels.confident_source,
+            mean_std_filter=config.pseudo_labels.mean_std_filter,
+            nms_iou=config.pseudo_labels.nms_iou,
+            min_score=config.pseudo_labels.min_score,
+            max_detections=config.pseudo_labels.max_detections,
+            min_box_size=config.pseudo_labels.min_box_size,
+        ),
+        one_to_many=OneToManyCriterion(
+            _build_assigner(config.matching), student.criterion, gamma=config.matching.task_aligned_gamma
+        ),
+        projector=projector,
+        consistency=ConsistencyRules(
+            candidate_filter=rules.candidate_filter,
+            cost_threshold=rules.cost_threshold,
+            top_k=rules.candidate_top_k,
+            source=rules.consistency_source,
+            copies=rules.consistency_copies,
+            rows=rules.consistency_rows,
+            unit_length=rules.consistency_unit_length,
+        ),
+    )
+
+
+def _build_assigner(matching: MatchingConfig) -> Assigner:
+    alpha, beta = matching.alignment_alpha, matching.alignment_beta
+    match matching.one_to_many_assigner:
+        case "alignment":
+            return OneToManyAssigner(top_k=matching.one_to_many_top_k, alpha=alpha, beta=beta)
+        case "max_iou":
+            return MaxIoUAssigner(alpha=alpha, beta=beta)
+        case "atss":
+            return ATSSAssigner(alpha=alpha, beta=beta)
+        case "sim_ota":
+            return SimOTAAssigner(alpha=alpha, beta=beta)
 
 
 def build_image_processor(config: TrainingConfig) -> SemiDetrImageProcessor:

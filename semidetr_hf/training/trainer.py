@@ -4,11 +4,11 @@ A run without unlabeled images is plain supervised training with an averaged cop
 as the baseline of a semi-supervised one.
 """
 
+import copy
 import logging
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from semidetr_hf.data.augment import AugmentConfig
 from semidetr_hf.data.coco import CocoSource
-from semidetr_hf.data.loading import (
-    LabeledDataset,
-    PassSampler,
-    UnlabeledDataset,
-    view_loader,
-)
+from semidetr_hf.data.loading import LabeledDataset, PassSampler, UnlabeledDataset, view_loader
 from semidetr_hf.data.sources import Source
 from semidetr_hf.data.validation import check_sources
 from semidetr_hf.model import SemiDetrForObjectDetection, SemiDetrImageProcessor
-from semidetr_hf.ssod.objective import PseudoLabelRules, SemiDetrObjective
-from semidetr_hf.ssod.schedule import StageSchedule
+from semidetr_hf.ssod.objective import StepLosses
 from semidetr_hf.ssod.teacher import EMATeacher
-from semidetr_hf.structures import LabeledBatch, SemiBatch, UnlabeledBatch
+from semidetr_hf.structures import LabeledBatch, LossWeights, SemiBatch, Stage, UnlabeledBatch
+from semidetr_hf.training.checkpoints import save_detector
 from semidetr_hf.training.config import TrainingConfig
 from semidetr_hf.training.evaluation import DetectionMetrics, evaluate
-from semidetr_hf.training.metrics import JsonlLog, RunningMeans
+from semidetr_hf.training.instruments import Instruments
+from semidetr_hf.training.metrics import JsonlLog, RunningMeans, flatten
 from semidetr_hf.training.optimizer import build_optimizer, build_scheduler
+from semidetr_hf.training.pseudo_label_quality import hidden_labels
+from semidetr_hf.training.setup import build_objective, build_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -111,24 +110,19 @@ class SemiDetrTrainer:
         )
         missing = set(config.run.trackers) - {str(tracker) for tracker in self.accelerator.log_with}
         if missing:
-            raise ValueError(
-                f"trackers={config.run.trackers}: {', '.join(sorted(missing))} is not installed or unknown"
-            )
+            raise ValueError(f"trackers={config.run.trackers}: unknown or not installed: {', '.join(sorted(missing))}")
         warnings = check_sources(labeled, unlabeled, val, seed=config.run.seed)
         if self.accelerator.is_main_process:
             for warning in warnings:
                 logger.warning(warning)
         set_seed(config.run.seed)
         schedule = config.schedule
-        self.schedule = StageSchedule(
-            burn_in_steps=schedule.burn_in_steps,
-            max_ema_momentum=schedule.ema_momentum,
-            ema_warmup=schedule.ema_warmup,
-        )
+        self.schedule = build_schedule(config)
         self.student = model.to(self.accelerator.device)
         self.teacher = EMATeacher(self.student)
-        objective = SemiDetrObjective(self.student, PseudoLabelRules(**asdict(config.pseudo_labels)))
-        optimizer = build_optimizer(self.student, config.optimizer)
+        has_unlabeled = unlabeled is not None and schedule.unsupervised_weight > 0
+        objective = build_objective(config, self.student, has_unlabeled=has_unlabeled)
+        optimizer = build_optimizer(objective, config.optimizer)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.scheduler = build_scheduler(optimizer, config.optimizer, schedule.num_steps)
         self.augment = augment or AugmentConfig(
@@ -137,33 +131,43 @@ class SemiDetrTrainer:
             flip_probability=config.data.flip_probability,
         )
         self.datasets: list[LabeledDataset | UnlabeledDataset] = []
-        self.labeled_batches = self._labeled_batches(labeled)
-        self.unlabeled_batches = None
+        data, seed = config.data, config.run.seed
+        views = (self.augment, image_processor.image_mean, image_processor.image_std)
+        self.labeled_batches: Iterator[LabeledBatch] = self._batches(
+            LabeledDataset(labeled, *views), data.labeled_batch_size, num_steps=schedule.num_steps, seed=seed
+        )
+        self.unlabeled_batches: Iterator[UnlabeledBatch] | None = None
         if unlabeled is not None and schedule.unsupervised_weight > 0:
-            self.unlabeled_batches = self._unlabeled_batches(unlabeled)
+            steps = schedule.num_steps - schedule.burn_in_steps
+            self.unlabeled_batches = self._batches(
+                UnlabeledDataset(unlabeled, *views), data.unlabeled_batch_size, num_steps=steps, seed=seed + 1
+            )
+        self.instruments = None
+        if config.run.instruments and self.unlabeled_batches is not None:
+            self.instruments = self._instruments(unlabeled)
         self.step = 0
         self.best: tuple[DetectionMetrics, str, int] | None = None
 
-    def _num_draws(self, batch_size: int, num_steps: int) -> int:
-        """Return how many images all processes together draw in so many optimizer steps."""
-        return num_steps * self.config.run.gradient_accumulation_steps * batch_size * self.accelerator.num_processes
+    def _instruments(self, unlabeled: Source | None) -> Instruments:
+        if not isinstance(unlabeled, CocoSource) or unlabeled.num_boxes == 0:
+            raise ValueError(
+                "instruments=True: the unlabeled images have no labels; use label_fraction, or leave it out"
+            )
+        return Instruments(
+            hidden_labels(unlabeled),
+            self.output_dir if self.accelerator.is_main_process else None,
+            rule=self.config.consistency.cost_threshold,
+            record_costs_every=self.config.run.log_every,
+        )
 
-    def _labeled_batches(self, source: Source) -> Iterator[LabeledBatch]:
-        data, processor = self.config.data, self.image_processor
-        dataset = LabeledDataset(source, self.augment, processor.image_mean, processor.image_std)
+    def _batches(
+        self, dataset: LabeledDataset | UnlabeledDataset, batch_size: int, *, num_steps: int, seed: int
+    ) -> Iterator[Any]:
+        """Return the batches of this process for so many optimizer steps."""
         self.datasets.append(dataset)
-        draws = self._num_draws(data.labeled_batch_size, self.config.schedule.num_steps)
-        sampler = PassSampler(len(dataset), draws, seed=self.config.run.seed)
-        loader = view_loader(dataset, sampler, batch_size=data.labeled_batch_size, num_workers=data.num_workers)
-        return iter(self.accelerator.prepare(loader))
-
-    def _unlabeled_batches(self, source: Source) -> Iterator[UnlabeledBatch]:
-        data, processor, schedule = self.config.data, self.image_processor, self.config.schedule
-        dataset = UnlabeledDataset(source, self.augment, processor.image_mean, processor.image_std)
-        self.datasets.append(dataset)
-        draws = self._num_draws(data.unlabeled_batch_size, schedule.num_steps - schedule.burn_in_steps)
-        sampler = PassSampler(len(dataset), draws, seed=self.config.run.seed + 1)
-        loader = view_loader(dataset, sampler, batch_size=data.unlabeled_batch_size, num_workers=data.num_workers)
+        draws = num_steps * self.config.run.gradient_accumulation_steps * batch_size * self.accelerator.num_processes
+        sampler = PassSampler(len(dataset), draws, seed=seed)
+        loader = view_loader(dataset, sampler, batch_size=batch_size, num_workers=self.config.data.num_workers)
         return iter(self.accelerator.prepare(loader))
 
     def train(self) -> TrainingResult:
@@ -177,7 +181,7 @@ class SemiDetrTrainer:
         if main:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self.config.save(self.output_dir / "config.yaml")
-        self.accelerator.init_trackers("semidetr", config=_flat(self.config.to_dict()))
+        self.accelerator.init_trackers("semidetr", config=flatten(self.config.to_dict()))
         log = self._new_log() if main else None
         means = RunningMeans()
         started = time.monotonic()
@@ -195,18 +199,23 @@ class SemiDetrTrainer:
                 if self.step % run.log_every == 0 or last:
                     row = means.compute() | {"learning_rate": self.scheduler.get_last_lr()[-1]}
                     row |= {"unreadable_images": self._num_unreadable()} if last else {}
+                    row |= self.instruments.compute() if self.instruments is not None else {}
                     means.reset()
                     self._record(log, row, started)
                     bar.set_postfix(loss=f"{row['loss']:.2f}", pseudo_labels=f"{row.get('pseudo_labels', 0):.1f}")
 
-                # Once in a while: evaluate both networks and keep the better one.
+                # Once in a while: keep both networks, so that a run that breaks off leaves something.
+                if self.step % run.eval_every == 0 or last:
+                    for name, detector in self.networks.items():
+                        self._save(detector, name)
+
+                # Once in a while: evaluate the networks and keep the best one.
                 if self.val is not None and (self.step % run.eval_every == 0 or last):
                     metrics = self.evaluate()
                     row = {f"{name}/{key}": value for name, m in metrics.items() for key, value in m.to_dict().items()}
+                    row |= self.evaluate_with_and_without_nms(metrics) if run.instruments else {}
                     self._record(log, row, started)
 
-        self._save(self.student, "student")
-        self._save(self.teacher.detector, "teacher")
         num_unreadable = self._num_unreadable()
         for batches in filter(None, (self.labeled_batches, self.unlabeled_batches)):
             next(batches, None)  # runs the loaders to their end, which ends their workers
@@ -242,7 +251,8 @@ class SemiDetrTrainer:
             with self.accelerator.accumulate(self.objective):
                 means.update(self._accumulate(self._next_batch()))
         self._share_buffers()
-        self.teacher.update(self.student, self.schedule.ema_momentum(self.teacher.num_updates))
+        # The copy that the teacher began as was update 0: it is the running average of all students from the first on.
+        self.teacher.update(self.student, self.schedule.ema_momentum(self.teacher.num_updates + 1))
         if self.unlabeled_batches is not None and self.schedule.ends_burn_in(self.step):
             # Both networks go on from the averaged weights, the better ones.
             self.student.load_state_dict(self.teacher.detector.state_dict())
@@ -251,28 +261,32 @@ class SemiDetrTrainer:
     def _share_buffers(self) -> None:
         """Give every process the running statistics of the first one; only gradients are averaged by themselves."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.student.buffers():
-                broadcast(buffer)
+            # Frozen norms are of another class; they are the same everywhere and stay so.
+            for norm in (module for module in self.objective.modules() if isinstance(module, _BatchNorm)):
+                for buffer in norm.buffers():
+                    broadcast(buffer)
 
     def _accumulate(self, batch: SemiBatch) -> dict[str, Tensor | float]:
         """Add the gradients of one batch; make the optimizer step if it is the last of its step."""
+        stage = self.schedule.stage_at(self.step)
+        weights = self.schedule.loss_weights(stage)
         try:
             with self.accelerator.autocast():
-                losses = self.objective(batch, self.teacher)
+                losses = self.objective(batch, self.teacher, stage, weights)
         except FloatingPointError as error:
             # Predictions that are not finite cannot be matched, and the matcher does not know the images.
             raise FloatingPointError(f"{self._describe_bad_step('predictions', batch)} ({error})") from error
-        loss = self.student.weigh(losses.supervised)
-        if losses.pseudo:
-            loss = loss + self.config.schedule.unsupervised_weight * self.student.weigh(losses.pseudo)
+        loss = self._weigh(losses, weights)
+        named = losses.supervised | losses.pseudo | losses.consistency
         if not torch.isfinite(loss):
-            named = losses.supervised | losses.pseudo
             bad = [name for name, value in named.items() if not torch.isfinite(value)]
             raise FloatingPointError(self._describe_bad_step(f"losses {', '.join(bad)}", batch))
         self.accelerator.backward(loss)
-        numbers: dict[str, Tensor | float] = {"loss": loss.detach(), **losses.supervised, **losses.pseudo}
+        numbers: dict[str, Tensor | float] = {"loss": loss.detach(), **named}
         if batch.unlabeled is not None:
-            numbers["pseudo_labels"] = sum(map(len, losses.confident)) / len(losses.confident)
+            numbers |= losses.pseudo_label_numbers()
+            if self.instruments is not None:
+                self.instruments.observe(self.step, losses, batch.unlabeled)
         if self.accelerator.sync_gradients:
             parameters = self.objective.parameters()
             norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm)
@@ -286,6 +300,15 @@ class SemiDetrTrainer:
             self.scheduler.step()
         self.optimizer.zero_grad()
         return numbers
+
+    def _weigh(self, losses: StepLosses, weights: LossWeights) -> Tensor:
+        """Return the total loss: L_sup + w_u * L_pseudo + w_c * sum of the consistency of all layers."""
+        total = self.student.weigh(losses.supervised)
+        if losses.pseudo:
+            total = total + weights.pseudo * self.student.weigh(losses.pseudo)
+        if losses.consistency:
+            total = total + weights.consistency * torch.stack(list(losses.consistency.values())).sum()
+        return total
 
     def _next_batch(self) -> SemiBatch:
         unlabeled = None
@@ -301,48 +324,67 @@ class SemiDetrTrainer:
             "lower learning_rate or max_grad_norm, or leave these images out"
         )
 
+    @property
+    def networks(self) -> dict[str, SemiDetrForObjectDetection]:
+        """Student and teacher, unwrapped."""
+        return {"student": self.student, "teacher": self.teacher.detector}
+
+    def processor_of_stage(self) -> SemiDetrImageProcessor:
+        """Return the image processor that suits what the last step trained: with NMS in the one-to-many stage.
+
+        There several queries learn to answer the same object.
+        """
+        stage = self.schedule.stage_at(max(self.step - 1, 0))
+        return self._processor(self.config.pseudo_labels.nms_iou if stage is Stage.ONE_TO_MANY else None)
+
+    def _processor(self, nms_iou: float | None) -> SemiDetrImageProcessor:
+        processor = copy.copy(self.image_processor)
+        processor.nms_iou = nms_iou
+        return processor
+
+    def evaluate_with_and_without_nms(self, metrics: dict[str, DetectionMetrics]) -> dict[str, float]:
+        """Return the AP of the evaluated networks by name, with and without suppression, whatever the stage.
+
+        Args:
+            metrics: what `evaluate` has just returned; only the other way remains to be evaluated.
+        """
+        aps: dict[str, float] = {}
+        for name, known in metrics.items():
+            with_nms = self.processor_of_stage().nms_iou is not None
+            other = self._processor(None if with_nms else self.config.pseudo_labels.nms_iou)
+            found = self._evaluate(self.networks[name], other, f"evaluate {name}")
+            aps |= {f"{name}/ap_nms": (known if with_nms else found).ap}
+            aps |= {f"{name}/ap_no_nms": (found if with_nms else known).ap}
+        return aps
+
+    def _evaluate(
+        self, network: SemiDetrForObjectDetection, processor: SemiDetrImageProcessor, desc: str
+    ) -> DetectionMetrics:
+        if self.val is None:
+            raise ValueError("evaluate() needs validation images: give the trainer `val`")
+        batch_size = self.config.data.labeled_batch_size
+        return evaluate(network, processor, self.val, batch_size=batch_size, accelerator=self.accelerator, desc=desc)[
+            0
+        ]
+
     def evaluate(self) -> dict[str, DetectionMetrics]:
-        """Return the metrics of student and teacher on the validation images; save the better one if it is the best.
+        """Return the metrics of the networks on the validation images; save the best one if it is the best so far.
 
         Raises:
             ValueError: if the trainer has no validation images.
         """
-        if self.val is None:
-            raise ValueError("evaluate() needs validation images: give the trainer `val`")
         metrics = {}
-        for name, network in (("student", self.student), ("teacher", self.teacher.detector)):
-            metrics[name], _ = evaluate(
-                network,
-                self.image_processor,
-                self.val,
-                batch_size=self.config.data.labeled_batch_size,
-                accelerator=self.accelerator,
-                desc=f"evaluate {name}",
-            )
+        for name in self.config.run.evaluated_networks:
+            network = self.networks[name]
+            metrics[name] = self._evaluate(network, self.processor_of_stage(), f"evaluate {name}")
             if self.best is None or metrics[name].ap > self.best[0].ap:
                 self.best = (metrics[name], name, self.step)
                 self._save(network, "best")
         return metrics
 
     def _save(self, network: SemiDetrForObjectDetection, name: str) -> None:
-        """Write a network and its processor; the folder is complete or, after a crash between two renames, set aside.
-
-        The next save puts back what such a crash has set aside.
-        """
-        if not self.accelerator.is_main_process:
-            return
-        folder, unfinished = self.output_dir / name, self.output_dir / f".{name}-unfinished"
-        previous = self.output_dir / f".{name}-previous"
-        if previous.exists() and not folder.exists():
-            previous.rename(folder)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        network.save_pretrained(unfinished)
-        self.image_processor.save_pretrained(unfinished)
-        shutil.rmtree(previous, ignore_errors=True)
-        if folder.exists():
-            folder.rename(previous)
-        unfinished.rename(folder)
-        shutil.rmtree(previous, ignore_errors=True)
+        if self.accelerator.is_main_process:
+            save_detector(network, self.processor_of_stage(), self.output_dir / name)
 
     def _record(self, log: JsonlLog | None, row: dict[str, Any], started: float) -> None:
         if log is not None:
@@ -353,13 +395,6 @@ class SemiDetrTrainer:
     def _phase(self) -> str:
         if self.unlabeled_batches is None:
             return "supervised"
-        return "semi-supervised" if self.schedule.uses_unlabeled(self.step) else "burn-in"
-
-
-def _flat(nested: dict[str, dict[str, Any]]) -> dict[str, int | float | str | bool]:
-    """Flatten a configuration for trackers, which take plain values only."""
-    return {
-        f"{part}.{name}": value if isinstance(value, (int, float, str, bool)) else str(value)
-        for part, values in nested.items()
-        for name, value in values.items()
-    }
+        if not self.schedule.uses_unlabeled(self.step):
+            return "burn-in"
+        return self.schedule.stage_at(self.step).value.replace("_", "-")

@@ -88,7 +88,7 @@ def test_failed_download_is_never_silently_random(monkeypatch) -> None:
     detector = Detector()
     before = {key: value.clone() for key, value in detector.state_dict().items()}
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(ConnectionError) as caught:
         load_backbone_weights(detector, "imagenet")
     message = str(caught.value)
     assert "resnet10t" in message

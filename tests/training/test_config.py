@@ -6,7 +6,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from semidetr_hf.training.config import (
+    ConsistencyConfig,
     DataConfig,
+    MatchingConfig,
     ModelConfig,
     OptimizerConfig,
     PseudoLabelConfig,
@@ -20,7 +22,9 @@ PARTS: dict[str, typing.Any] = {
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
+    "matching": MatchingConfig,
     "pseudo_labels": PseudoLabelConfig,
+    "consistency": ConsistencyConfig,
     "run": RunConfig,
 }
 
@@ -38,7 +42,7 @@ def parse(arguments: list[str]) -> TrainingConfig:
     return TrainingConfig(**dict(zip(PARTS, parsed, strict=True)))
 
 
-def test_defaults_are_those_of_the_released_code() -> None:
+def test_defaults_of_data_optimizer_and_schedule_are_those_of_the_released_code() -> None:
     config = TrainingConfig.from_dict(smallest())
     # detr_ssod_dino_detr_r50_coco_120k.py and its base configs.
     assert (config.data.labeled_batch_size, config.data.unlabeled_batch_size) == (1, 4)
@@ -61,7 +65,8 @@ def test_flags_reach_their_part() -> None:
     config = parse(
         "--labeled a.json --unlabeled pool --output_dir out --short_edges 96 128 --long_edge 128 --num_steps 10 "
         "--no_mean_std_filter --trackers tensorboard --lr_schedule step --lr_drop_steps 5 8 "
-        "--label_fraction 0.1 --cpu".split()
+        "--label_fraction 0.1 --cpu --one_to_many_steps 4 --evaluated_networks teacher --scale_consistency "
+        "--no_denoise_empty_images --candidate_filter top_k --instruments".split()
     )
     assert config.data.short_edges == [96, 128]
     assert config.data.label_fraction == 0.1
@@ -69,6 +74,10 @@ def test_flags_reach_their_part() -> None:
     assert config.optimizer.lr_drop_steps == [5, 8]
     assert config.run.trackers == ["tensorboard"]
     assert config.run.cpu is True
+    assert (config.run.evaluated_networks, config.run.instruments) == (["teacher"], True)
+    assert config.schedule.first_stage_steps == 4
+    assert (config.consistency.scale_consistency, config.consistency.candidate_filter) == (True, "top_k")
+    assert config.matching.denoise_empty_images is False
 
 
 def test_flags_and_dict_give_the_same_configuration() -> None:
@@ -91,12 +100,6 @@ def test_instances_share_no_list() -> None:
     assert second.lr_drop_steps == []
 
 
-def test_whether_there_are_unlabeled_images() -> None:
-    assert not DataConfig(labeled="a.json").has_unlabeled
-    assert DataConfig(labeled="a.json", unlabeled="pool").has_unlabeled
-    assert DataConfig(labeled="a.json", label_fraction=0.1).has_unlabeled
-
-
 @pytest.mark.parametrize(
     ("section", "field", "value", "accepted"),
     [
@@ -111,6 +114,7 @@ def test_whether_there_are_unlabeled_images() -> None:
         ("data", "label_fraction", 1.0, "between 0 and 1"),
         ("data", "label_fraction", 0.0, "between 0 and 1"),
         ("data", "fold", 0, "at least 1"),
+        ("data", "voc_corners", "inclusive", "one of auto, exact, written, released"),
         ("data", "unlabeled_images", "pool", "give both"),
         ("data", "val_images", "val", "give both"),
         ("model", "size", "huge", "nano, small, base"),
@@ -131,13 +135,52 @@ def test_whether_there_are_unlabeled_images() -> None:
         ("schedule", "num_steps", 0, "at least 1"),
         ("schedule", "burn_in_steps", 120_000, "below num_steps=120000"),
         ("schedule", "unsupervised_weight", -1.0, "at least 0"),
+        ("schedule", "unsupervised_weight", float("nan"), "at least 0"),
+        ("schedule", "one_to_many_fraction", -0.1, "from 0 to 1"),
+        ("schedule", "one_to_many_fraction", 1.1, "from 0 to 1"),
+        ("schedule", "one_to_many_steps", -1, "from 0 to num_steps=120000"),
+        ("schedule", "one_to_many_steps", 120_001, "from 0 to num_steps=120000"),
+        ("schedule", "one_to_many_steps", 0.5, "a whole number or none"),
         ("schedule", "ema_momentum", 1.0, "below 1"),
         ("schedule", "ema_warmup", -1, "at least 0"),
+        ("matching", "one_to_many_assigner", "hungarian", "one of alignment, max_iou, atss, sim_ota"),
+        ("matching", "one_to_many_top_k", 0, "at least 1"),
+        ("matching", "alignment_alpha", -1.0, "at least 0"),
+        ("matching", "alignment_beta", 0.0, "above 0"),
+        ("matching", "alignment_beta", float("inf"), "above 0"),
+        ("matching", "task_aligned_gamma", -0.5, "at least 0"),
+        ("matching", "bbox_loss_coefficient", -5.0, "at least 0"),
+        ("matching", "bbox_loss_coefficient", float("nan"), "at least 0"),
+        ("matching", "matcher_eps", 0.0, "above 0"),
+        ("matching", "class_agnostic_encoder_loss", "yes", "true or false"),
+        ("matching", "class_loss_normalizer", "mean", "one of global, process"),
+        ("matching", "denoise_empty_images", 1, "true or false"),
+        ("pseudo_labels", "confident_source", "all", "one of detections, candidates"),
+        ("pseudo_labels", "denoise_pseudo_labels", "never", "one of one_to_one, always"),
+        ("pseudo_labels", "min_box_size", float("inf"), "at least 0, or none"),
         ("pseudo_labels", "score_threshold", 1.1, "from 0 to 1"),
         ("pseudo_labels", "nms_iou", -0.1, "from 0 to 1"),
         ("pseudo_labels", "min_score", 2.0, "from 0 to 1"),
         ("pseudo_labels", "max_detections", 0, "at least 1"),
         ("pseudo_labels", "min_box_size", -1.0, "at least 0"),
+        ("consistency", "consistency_weight", -1.0, "at least 0"),
+        ("consistency", "consistency_weight", float("inf"), "at least 0"),
+        ("consistency", "scale_consistency", 4.0, "true or false"),
+        ("consistency", "consistency_stages", "one_to_one", "one of all, one_to_many"),
+        ("consistency", "consistency_source", "student", "one of exchanged, teacher"),
+        ("consistency", "consistency_copies", 0, "at least 1"),
+        ("consistency", "consistency_rows", "some", "one of real, all"),
+        ("consistency", "consistency_unit_length", None, "true or false"),
+        ("consistency", "candidate_filter", "score", "one of cost, none, top_k, mean_std"),
+        ("consistency", "candidate_top_k", 0, "at least 1"),
+        ("consistency", "cost_threshold", 0.3, "one of mean, densest"),
+        ("consistency", "projector_width", 0, "at least 1"),
+        ("run", "evaluated_networks", [], "one or both of student, teacher"),
+        ("run", "evaluated_networks", ["teacher", "teacher"], "one or both of student, teacher"),
+        ("run", "evaluated_networks", ["ema"], "one or both of student, teacher"),
+        ("run", "evaluated_networks", "teacher", "a list of text values"),
+        ("run", "instruments", "all", "true or false"),
+        ("run", "eval_every", 0, "at least 1"),
         ("run", "output_dir", "", "a folder"),
         ("run", "seed", -1, "from 0"),
         ("run", "mixed_precision", "fp8", "no, bf16, fp16"),
@@ -160,6 +203,23 @@ def test_refuses_a_bad_value_by_name(section: str, field: str, value: object, ac
     assert message.startswith(f"{field}={value!r}") or f"{field}=" in message
     assert accepted in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps"),
+    [
+        ({}, 60_000),
+        # 0.3 x 5 = 1.5 steps are rounded to the even number.
+        ({"num_steps": 5, "one_to_many_fraction": 0.3}, 2),
+        ({"num_steps": 10, "one_to_many_fraction": 0.0}, 0),
+        ({"num_steps": 10, "one_to_many_fraction": 1.0}, 10),
+        # A number of steps, 0 too, takes precedence.
+        ({"num_steps": 10, "one_to_many_fraction": 1.0, "one_to_many_steps": 3}, 3),
+        ({"num_steps": 10, "one_to_many_fraction": 1.0, "one_to_many_steps": 0}, 0),
+    ],
+)
+def test_steps_of_the_first_stage(schedule: dict[str, typing.Any], steps: int) -> None:
+    assert ScheduleConfig(**schedule).first_stage_steps == steps
 
 
 def test_the_parser_does_not_weaken_the_type_checks() -> None:
@@ -187,7 +247,7 @@ def test_parts_must_agree() -> None:
     [
         ({"data": {"labeled": "a.json"}}, "`run` lacks output_dir"),
         (smallest(run={"sed": 1}), "`run` has unknown sed; known are cpu"),
-        ({**smallest(), "optimiser": {}}, "unknown optimiser; known are data"),
+        ({**smallest(), "optimiser": {}}, "unknown optimiser; known are consistency, data"),
         ({**smallest(), "model": "base"}, "`model` is 'base': must be a mapping"),
         ("text", "the configuration is 'text': must be a mapping"),
     ],

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from semidetr_hf.training.metrics import JsonlLog, RunningMeans
+from semidetr_hf.training.metrics import JsonlLog, RunningMeans, flatten
 
 
 def test_means_by_hand() -> None:
@@ -73,3 +73,15 @@ def test_damaged_line_is_named(tmp_path) -> None:
     path.write_text('{"step": 1}\nnonsense\n')
     with pytest.raises(ValueError, match=r"log\.jsonl, line 2: not JSON"):
         JsonlLog(path).rows()
+
+
+def test_a_configuration_becomes_flat_and_plain() -> None:
+    nested = {"data": {"val": None, "short_edges": [64, 96]}, "run": {"seed": 3, "cpu": True, "output_dir": "out"}}
+    assert flatten(nested) == {
+        "data.val": "None",
+        "data.short_edges": "[64, 96]",
+        "run.seed": 3,
+        "run.cpu": True,
+        "run.output_dir": "out",
+    }
+    assert flatten({}) == flatten({"data": {}}) == {}

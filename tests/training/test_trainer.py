@@ -10,84 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from tiny import tiny_model
+from small_runs import ANYTHING, SIZE, build, configure, detector, rows_of, same, source_of, weights
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from semidetr_hf import SemiDetrForObjectDetection, SemiDetrImageProcessor
-from semidetr_hf.data.augment import AugmentConfig
 from semidetr_hf.data.coco import CocoSource
-from semidetr_hf.data.digits import write_digits_dataset
 from semidetr_hf.data.folder import FolderSource
 from semidetr_hf.data.loading import PassSampler
 from semidetr_hf.training.config import TrainingConfig
-from semidetr_hf.training.metrics import JsonlLog
 from semidetr_hf.training.setup import read_yaml
-from semidetr_hf.training.trainer import SemiDetrTrainer
-
-SIZE = 64
-PLAIN = AugmentConfig(short_edges=(SIZE,), long_edge=SIZE, flip_probability=0, color=False)
-# Every detection becomes a pseudo-label, so that unlabeled images count from the first step.
-ANYTHING = {"score_threshold": 0.0, "mean_std_filter": False, "max_detections": 3}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator_state():
-    """Accelerate keeps mixed precision and accumulation for the whole process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    return write_digits_dataset(folder, num_train=8, num_val=2, image_size=SIZE)
-
-
-def source_of(digits, count: int) -> CocoSource:
-    source = CocoSource(digits.train_json)
-    return source.subset(source.image_ids[:count])
-
-
-def detector(seed: int = 0, **overrides: Any) -> SemiDetrForObjectDetection:
-    names = [str(digit) for digit in range(10)]
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    return tiny_model(seed, **(labels | overrides))
-
-
-def configure(folder: Path, **parts: dict[str, Any]) -> TrainingConfig:
-    """A configuration for two steps on small images; `parts` are put on top."""
-    values: dict[str, dict[str, Any]] = {
-        "data": {"labeled": "x", "short_edges": [SIZE], "long_edge": SIZE, "num_workers": 0}
-        | {"labeled_batch_size": 2, "unlabeled_batch_size": 2},
-        "optimizer": {"learning_rate": 1e-3, "backbone_lr_factor": 1.0},
-        "schedule": {"num_steps": 2},
-        "run": {"output_dir": str(folder / "out"), "cpu": True, "log_every": 1},
-    }
-    for name, part in parts.items():
-        values[name] = values.get(name, {}) | part
-    return TrainingConfig.from_dict(values)
-
-
-def build(config: TrainingConfig, model: SemiDetrForObjectDetection | None = None, **sources: Any) -> SemiDetrTrainer:
-    processor = SemiDetrImageProcessor(size={"shortest_edge": SIZE, "longest_edge": SIZE})
-    return SemiDetrTrainer(config, model or detector(), processor, augment=PLAIN, **sources)
-
-
-def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
-def rows_of(config: TrainingConfig) -> list[dict[str, Any]]:
-    return JsonlLog(Path(config.run.output_dir) / "log.jsonl").rows()
-
 
 # ---- A whole run
 
@@ -111,7 +43,10 @@ def test_a_semi_supervised_run_leaves_what_it_promises(digits, tmp_path) -> None
         assert row["pseudo_labels"] > 0
         assert row["gradient_norm"] > 0
         assert row["learning_rate"] == 1e-3
-        assert {"sup_loss_ce", "sup_loss_giou_enc", "pseudo_loss_bbox_0", "pseudo_loss_ce_dn"} <= set(row)
+        assert {"sup_loss_ce", "sup_loss_giou_enc", "sup_loss_ce_dn", "pseudo_loss_bbox_0"} <= set(row)
+        assert {"consistency", "consistency_0", "mined", "cost_threshold"} <= set(row)
+    # Half of three steps, rounded: two in the first stage, which makes no denoising queries of pseudo-labels.
+    assert ["pseudo_loss_ce_dn" in row for row in losses] == [False, False, True]
     assert losses[-1]["unreadable_images"] == 0
     evaluations = [row for row in rows_of(config) if "student/ap" in row]
     assert [row["step"] for row in evaluations] == [2, 3]
@@ -144,8 +79,11 @@ def test_a_supervised_run_without_validation(digits, tmp_path) -> None:
         build(config, labeled=source_of(digits, 2)).evaluate()
 
 
-def test_loss_falls_when_two_images_are_memorized(digits, tmp_path) -> None:
-    config = configure(tmp_path, schedule={"num_steps": 80}, optimizer={"learning_rate": 2e-3})
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_loss_falls_when_two_images_are_memorized(digits, tmp_path, fraction: float) -> None:
+    # In one stage: the losses of the two are not comparable.
+    schedule = {"num_steps": 80, "one_to_many_fraction": fraction}
+    config = configure(tmp_path, schedule=schedule, optimizer={"learning_rate": 2e-3})
     build(config, labeled=source_of(digits, 2)).train()
     losses = [row["loss"] for row in rows_of(config)]
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
@@ -201,7 +139,10 @@ def test_the_teacher_moves_on_optimizer_steps_only(digits, tmp_path, monkeypatch
 
 
 def test_one_image_four_times_is_four_images_at_once(digits, tmp_path) -> None:
-    """No denoising (it draws noise), frozen batch statistics, and the same number of boxes in every image."""
+    """No denoising (it draws noise), frozen batch statistics, and the same number of boxes in every image.
+
+    One to one: several predictions of a box are weighed by how good they are, which is no mean over images.
+    """
     document = json.loads(digits.train_json.read_text())
     first_boxes = {box["image_id"]: box for box in reversed(document["annotations"])}
     document["annotations"] = list(first_boxes.values())
@@ -215,6 +156,7 @@ def test_one_image_four_times_is_four_images_at_once(digits, tmp_path) -> None:
             data={"labeled_batch_size": images},
             run={"gradient_accumulation_steps": accumulation},
             optimizer={"max_grad_norm": 1e9},
+            schedule={"one_to_many_fraction": 0.0},
         )
         # A batch norm that is trained sees other statistics in one image than in four.
         model = detector(num_denoising_queries=0, freeze_backbone_norm=True)
@@ -244,8 +186,8 @@ def test_after_the_burn_in_both_networks_start_from_the_same_weights(digits, tmp
         seen.append("pseudo_labels" in numbers)
         equal.append(same(weights(trainer.student), weights(trainer.teacher.detector)))
     assert seen == [False, False, False, True, True]
-    # The first update is a copy, momentum 0; the third step ends the burn-in.
-    assert equal == [True, False, True, False, False]
+    # The first update averages two students, momentum 1/2; the third step ends the burn-in.
+    assert equal == [False, False, True, False, False]
 
 
 def test_a_supervised_run_has_no_burn_in(digits, tmp_path) -> None:
@@ -255,7 +197,8 @@ def test_a_supervised_run_has_no_burn_in(digits, tmp_path) -> None:
         trainer.train_step()
         trainer.step += 1
         equal.append(same(weights(trainer.student), weights(trainer.teacher.detector)))
-    assert equal == [True, False]
+    # A burn-in would end with the second step and make the two equal.
+    assert equal == [False, False]
 
 
 def test_a_second_run_does_not_continue_the_log_of_the_first(digits, tmp_path, caplog) -> None:
@@ -268,7 +211,7 @@ def test_a_second_run_does_not_continue_the_log_of_the_first(digits, tmp_path, c
 
 def test_a_missing_tracker_is_named(digits, tmp_path) -> None:
     config = configure(tmp_path, run={"trackers": ["tensorboard", "comet_ml"]})
-    with pytest.raises(ValueError, match=r"trackers=.*: comet_ml is not installed or unknown"):
+    with pytest.raises(ValueError, match=r"trackers=.*: unknown or not installed: comet_ml"):
         build(config, labeled=source_of(digits, 2))
 
 
@@ -285,13 +228,23 @@ def test_unlabeled_images_of_weight_zero_are_not_looked_at(digits, tmp_path) -> 
     assert not any("pseudo_loss_ce" in row for row in rows_of(config))
 
 
-def test_the_loss_is_the_weighted_sum(digits, tmp_path) -> None:
-    config = configure(tmp_path, schedule={"unsupervised_weight": 0.5, "num_steps": 1}, pseudo_labels=ANYTHING)
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+@pytest.mark.parametrize(("scale", "consistency_weight"), [(False, 3.0), (True, 1.5)])
+def test_the_loss_is_the_weighted_sum(
+    digits, tmp_path, scale: bool, consistency_weight: float, fraction: float
+) -> None:
+    config = configure(
+        tmp_path,
+        schedule={"unsupervised_weight": 0.5, "num_steps": 1, "one_to_many_fraction": fraction},
+        pseudo_labels=ANYTHING,
+        consistency={"consistency_weight": 3.0, "scale_consistency": scale},
+    )
     build(config, labeled=source_of(digits, 2), unlabeled=source_of(digits, 4)).train()
     [row] = rows_of(config)
-    # Weights of the detector: class 2, box 5, overlap 2.
+    # Weights of the detector: class 2, box 5, overlap 2; the consistency of every layer has weight 3, or 3 x 0.5.
     kinds = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
-    expected = 0.0
+    expected = consistency_weight * (row["consistency"] + row["consistency_0"])
+    assert expected > 0
     for name, value in row.items():
         kind = next((kind for kind in kinds if kind in name), None)
         if kind is not None:
@@ -312,7 +265,7 @@ def test_precisions(digits, tmp_path, mixed_precision: str) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_losses_and_images(digits, tmp_path, monkeypatch) -> None:
-    trainer = build(configure(tmp_path), labeled=source_of(digits, 2))
+    trainer = build(configure(tmp_path, schedule={"one_to_many_fraction": 0.0}), labeled=source_of(digits, 2))
     criterion = trainer.student.criterion.forward
 
     def overflow(*args: Any) -> dict[str, torch.Tensor]:
@@ -419,6 +372,7 @@ def test_one_process_gets_exactly_the_planned_batches(digits, tmp_path) -> None:
 
 @pytest.mark.multiprocess
 def test_two_processes_share_the_batches_and_end_with_the_same_weights(digits, tmp_path) -> None:
+    """The second of them has no pseudo-label at all: they must wait for each other nevertheless, and agree."""
     program = Path(__file__).with_name("two_processes.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, program.parents[1:3]))}
     # On CPUs `accelerate launch` needs MPI to start several processes; torch's own launcher does not.
@@ -428,19 +382,30 @@ def test_two_processes_share_the_batches_and_end_with_the_same_weights(digits, t
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"process{rank}.json").read_text()) for rank in (0, 1))
     assert (first["num_processes"], second["num_processes"]) == (2, 2)
-    # Four steps of two images on two processes: the 16 draws of the plan, two by two in turn.
-    planned = [index + 1 for index, _ in PassSampler(8, 16, seed=0)]
-    assert first["images"] == [planned[i : i + 2] for i in range(0, 16, 4)]
-    assert second["images"] == [planned[i : i + 2] for i in range(2, 16, 4)]
-    assert first["weights"] == second["weights"]
-    assert first["teacher"] == second["teacher"]
-    assert first["weights"] != first["teacher"]
+    # Five steps of two images on two processes: the 20 draws of the plan, two by two in turn.
+    planned = [index + 1 for index, _ in PassSampler(8, 20, seed=0)]
+    assert first["images"] == [planned[i : i + 2] for i in range(0, 20, 4)]
+    assert second["images"] == [planned[i : i + 2] for i in range(2, 20, 4)]
+    # The first step is burn-in, the next two are of the first stage, the last two of the second.
+    assert first["stages"] == second["stages"] == ["one_to_many"] * 3 + ["one_to_one"] * 2
+    assert first["num_candidates"][0] == 0
+    assert min(first["num_candidates"][1:]) > 0
+    assert second["num_candidates"] == [0, 0, 0, 0, 0]
+    assert first["cost_thresholds"] == second["cost_thresholds"]
+    assert first["cost_thresholds"][0] is None
+    assert all(math.isfinite(threshold) for threshold in first["cost_thresholds"][1:])
+    for network in ("student", "teacher", "projector"):
+        assert first[network] == second[network], network
+        assert re.fullmatch(r"[0-9a-f]{64}", first[network])
+    assert first["student"] != first["teacher"]
+    assert first["projector"] != first["projector_before"] == second["projector_before"]
     assert first["ap"] == second["ap"]
-    assert re.fullmatch(r"[0-9a-f]{64}", first["weights"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "best",
         "config.yaml",
+        "costs.jsonl",
         "log.jsonl",
+        "pseudo_labels.jsonl",
         "student",
         "teacher",
     ]
