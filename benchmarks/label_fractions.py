@@ -35,7 +35,7 @@ def main() -> None:
         data, num_train=demo.NUM_TRAIN, num_val=demo.NUM_VAL, image_size=demo.IMAGE_SIZE, seed=args.seed
     )
     base = demo.configure(data, args.work / "run", seed=args.seed, num_steps=args.steps, burn_in_steps=0)
-    base = replace(base, schedule=replace(base.schedule, unsupervised_weight=0.0))
+    base = demo.supervised_baseline(base, args.work / "run")
     configs = {
         name: replace(
             base,

@@ -2,9 +2,10 @@
 # requires-python = ">=3.11"
 # dependencies = ["semidetr-hf[train]"]
 # ///
-"""Evaluate a detector on a COCO json: the twelve COCO numbers, and the AP of every class.
+"""Evaluate a detector on a COCO json or on Pascal VOC: the twelve COCO numbers, and the AP of every class.
 
     python examples/evaluate.py --model runs/coco10/best --data coco/annotations/instances_val2017.json
+    python examples/evaluate.py --model runs/voc/best --data VOC2007/ImageSets/Main/test.txt
 
 On several GPUs: `accelerate launch examples/evaluate.py ...`; every process takes a share of the images.
 """
@@ -15,20 +16,23 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from accelerate import Accelerator
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 import semidetr_hf  # noqa: F401  (makes the Auto classes know the model)
 from semidetr_hf.data.coco import CocoSource
+from semidetr_hf.data.sources import open_source
+from semidetr_hf.training.checkpoints import reading_detector
 from semidetr_hf.training.evaluation import evaluate
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a saved detector")
-    parser.add_argument("--data", required=True, help="COCO json with the boxes")
-    parser.add_argument("--images", help="folder of its images (default: found next to the json)")
+    parser.add_argument("--data", required=True, help="COCO json, VOC image set (.txt) or folder with XML files")
+    parser.add_argument("--images", help="folder of its images (default: found next to the data)")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--output", help="json file for the metrics")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is an accelerator")
@@ -36,15 +40,16 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    if not (Path(args.model) / "config.json").is_file():
-        raise FileNotFoundError(f"{args.model}: no folder with the config.json of a saved detector")
-    source = CocoSource(args.data, args.images)
-    accelerator = Accelerator(cpu=args.cpu)
-    model = AutoModelForObjectDetection.from_pretrained(args.model).to(accelerator.device)
+    with reading_detector("--model", args.model):
+        model = AutoModelForObjectDetection.from_pretrained(args.model)
+        processor = AutoImageProcessor.from_pretrained(args.model)
     ours = tuple(model.config.id2label[label] for label in sorted(model.config.id2label))
+    # Every source with boxes is one; a bare folder of images is refused.
+    source = cast(CocoSource, open_source(args.data, args.images, categories=ours))
+    accelerator = Accelerator(cpu=args.cpu)
+    model.to(accelerator.device)
     if ours != source.category_names:
         raise ValueError(f"{args.data}: its categories {source.category_names} are not those of the model, {ours}")
-    processor = AutoImageProcessor.from_pretrained(args.model)
     metrics, _ = evaluate(model, processor, source, batch_size=args.batch_size, accelerator=accelerator)
     if not accelerator.is_main_process:
         return

@@ -26,6 +26,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 import semidetr_hf  # noqa: F401  (makes the Auto classes know the model)
 from semidetr_hf.data.folder import FolderSource
 from semidetr_hf.data.images import UnreadableImageError
+from semidetr_hf.training.checkpoints import reading_detector
 from semidetr_hf.training.evaluation import detections_to_coco
 from semidetr_hf.visualization import draw_boxes, enlarge_small
 
@@ -51,11 +52,11 @@ def detect(model, processor, image: Image.Image, threshold: float) -> dict[str, 
 
 def predict(args: argparse.Namespace) -> int:
     """Write all predictions and return how many images were skipped."""
-    if not (Path(args.model) / "config.json").is_file():
-        raise FileNotFoundError(f"{args.model}: no folder with the config.json of a saved detector")
+    with reading_detector("--model", args.model):
+        model = AutoModelForObjectDetection.from_pretrained(args.model).eval()
+        processor = AutoImageProcessor.from_pretrained(args.model)
     source = FolderSource(args.images)
-    model = AutoModelForObjectDetection.from_pretrained(args.model).to(args.device).eval()
-    processor = AutoImageProcessor.from_pretrained(args.model)
+    model.to(args.device)
     names = model.config.id2label
     category_ids = getattr(model.config, "category_ids", None) or sorted(names)
     detections, skipped = [], 0

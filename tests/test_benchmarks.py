@@ -2,9 +2,13 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from semidetr_hf.training.config import TrainingConfig
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -21,3 +25,167 @@ def test_overfit_writes_a_whole_record(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert len(record["losses"]) == 2
     assert 0 <= record["metrics"]["ap"] < 0.9  # two steps do not memorize anything
     assert len(record["metrics"]["per_class"]) == 10
+
+
+@pytest.fixture
+def ablations(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("ablations")
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("ablation_report")
+
+
+@pytest.fixture
+def base_yaml(tmp_path: Path) -> Path:
+    config = TrainingConfig.from_dict(
+        {
+            "data": {"labeled": "a.json", "val": "b.json", "label_fraction": 0.5},
+            "schedule": {"num_steps": 100, "burn_in_steps": 40, "one_to_many_steps": 60},
+            "run": {"output_dir": "x"},
+        }
+    )
+    config.save(tmp_path / "mine.yaml")
+    return tmp_path / "mine.yaml"
+
+
+def arms(ablations: ModuleType, base_yaml: Path, table: str, *flags: str) -> list:
+    args = ablations.parse_args(["--table", table, "--data", str(base_yaml), "--seeds", "0", "1", *flags])
+    return list(ablations.arms_of(args))
+
+
+def test_arms_of_the_modules_differ_in_nothing_but_the_modules(ablations: ModuleType, base_yaml: Path) -> None:
+    found = arms(ablations, base_yaml, "modules", "--percents", "5", "10")
+    assert len(found) == 2 * 2 * 6
+    assert len({arm.file_name for arm in found}) == len(found)
+    first = {arm.name: arm.config for arm in found if arm.seed == 1 and arm.percent == 5}
+    for config in first.values():
+        assert (config.data.label_fraction, config.data.fold, config.run.seed) == (0.05, 2, 1)
+        assert (config.schedule.num_steps, config.schedule.burn_in_steps) == (100, 40)
+    summary = {
+        name: (
+            config.schedule.unsupervised_weight > 0,
+            config.schedule.first_stage_steps,
+            config.consistency.consistency_weight > 0,
+            config.consistency.candidate_filter == "cost",
+        )
+        for name, config in first.items()
+    }
+    assert summary == {
+        "supervised": (False, 0, False, True),
+        "supervised + SHM": (False, 60, False, True),
+        "mean teacher": (True, 0, False, True),
+        "+ SHM": (True, 60, False, True),
+        "+ SHM + CQC": (True, 60, True, False),
+        "+ SHM + CQC + CPM": (True, 60, True, True),
+    }
+
+
+@pytest.mark.parametrize("table", ["filters", "one_to_many", "first_stage"])
+def test_every_other_table_has_distinct_arms(ablations: ModuleType, base_yaml: Path, table: str) -> None:
+    found = arms(ablations, base_yaml, table)
+    assert len(found) == 2 * len(ablations.TABLES[table])
+    # Also after the burn-in, which is where the arms of `first_stage` could fall together.
+    runs = set()
+    for arm in (arm for arm in found if arm.seed == 0):
+        burn_in = ablations.burn_in_of(arm, base_yaml.parent)
+        rest = ablations.after_burn_in(arm, burn_in)
+        runs.add(str(replace(rest, run=found[0].config.run)))
+    assert len(runs) == len(ablations.TABLES[table])
+    assert ablations.BASELINES[table] in ablations.TABLES[table]
+
+
+def test_arms_with_the_same_first_stage_share_a_burn_in(
+    ablations: ModuleType, base_yaml: Path, tmp_path: Path
+) -> None:
+    found = [arm for arm in arms(ablations, base_yaml, "modules") if arm.seed == 0]
+    burn_ins = {arm.name: ablations.burn_in_of(arm, tmp_path) for arm in found}
+    folders = {name: config.run.output_dir for name, config in burn_ins.items()}
+    assert folders["supervised"] == folders["mean teacher"]
+    assert folders["supervised + SHM"] == folders["+ SHM"] == folders["+ SHM + CQC + CPM"]
+    assert len(set(folders.values())) == 2
+    for config in burn_ins.values():
+        assert (config.schedule.num_steps, config.schedule.unsupervised_weight) == (40, 0.0)
+    assert burn_ins["supervised"].schedule.first_stage_steps == 0
+    assert burn_ins["+ SHM"].schedule.first_stage_steps == 40
+
+    rest = {arm.name: ablations.after_burn_in(arm, burn_ins[arm.name]) for arm in found}
+    assert {config.schedule.num_steps for config in rest.values()} == {60}
+    # 60 steps of the first stage, 40 of them in the burn-in.
+    assert rest["+ SHM"].schedule.first_stage_steps == 20
+    assert rest["mean teacher"].schedule.first_stage_steps == 0
+    assert rest["+ SHM"].model.init_from == str(Path(folders["+ SHM"]) / "teacher")
+
+
+def test_without_a_burn_in_an_arm_is_one_run(ablations: ModuleType, base_yaml: Path, tmp_path: Path) -> None:
+    arm = arms(ablations, base_yaml, "filters")[0]
+    arm = replace(arm, config=ablations.changed(arm.config, {"schedule": {"burn_in_steps": 0}}))
+    assert ablations.burn_in_of(arm, tmp_path) is None
+    assert ablations.after_burn_in(arm, None) == arm.config
+
+
+def test_a_run_counts_as_finished_after_its_last_step_only(
+    ablations: ModuleType, base_yaml: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arm = arms(ablations, base_yaml, "filters")[0]
+    config = ablations.changed(arm.config, {"run": {"output_dir": str(folder)}})
+    assert not ablations.is_finished(config)
+    (folder / "teacher").mkdir(parents=True)
+    config.save(folder / "config.yaml")
+    assert not ablations.is_finished(config)
+    (folder / "log.jsonl").write_text('{"step": 99}\n')
+    assert not ablations.is_finished(config)
+    (folder / "log.jsonl").write_text('{"step": 99}\n{"step": 100}\n')
+    assert ablations.is_finished(config)
+    assert not ablations.is_finished(ablations.changed(config, {"run": {"seed": 7}}))
+
+
+def result(arm: str, seed: int, *aps: float) -> dict:
+    evaluations = [{"step": 10 * i, "ap": ap, "ap_nms": ap, "ap_no_nms": ap / 2} for i, ap in enumerate(aps, 1)]
+    log = [{"step": 10, "loss": 1.0, "quality/candidates_recall": 0.5}]
+    teacher = {"ap": aps[-1], "ap50": 0.5, "ap75": 0.25}
+    schedule = {"num_steps": 20, "one_to_many_steps": 10, "one_to_many_fraction": 0.5}
+    return {
+        "arm": arm,
+        "percent": 5.0,
+        "seed": seed,
+        "seconds": 60.0,
+        "teacher": teacher,
+        "evaluations": evaluations,
+        "log": log,
+        "costs": [{"step": 3, "costs": [-1.0, 1.0], "correct": [True, False], "threshold": -1.0}],
+        "config": {"schedule": schedule},
+    }
+
+
+def test_report_by_hand(report: ModuleType, tmp_path: Path) -> None:
+    results = [
+        result("base", 0, 0.30, 0.20),
+        result("base", 1, 0.10, 0.40),
+        result("more", 0, 0.10, 0.50),
+        result("more", 1, 0.10, 0.40),
+    ]
+    for number, record in enumerate(results):
+        (tmp_path / f"{number}.json").write_text(json.dumps(record))
+    report.write_report(tmp_path, baseline="base", arms=["base", "more"])
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    # Best of base: 30 and 40. Last of more against it: 50 - 30 = 20 and 40 - 40 = 0, mean 10, deviation 14.1.
+    assert "| 5 % labels | base | 30.0 ± 14.1 | 35.0 ± 7.1 | 50.0 ± 0.0 | 25.0 ± 0.0 |  | 0 1 | 1.0 |" in lines
+    assert (
+        "| 5 % labels | more | 45.0 ± 7.1 | 45.0 ± 7.1 | 50.0 ± 0.0 | 25.0 ± 0.0 | +10.0 ± 14.1 | 0 1 | 1.0 |" in lines
+    )
+    # NMS of more at step 20: mean of 50 and 40 against half of it.
+    assert "| 5 % labels | more | 20 | 22.5 | 45.0 | +22.5 |" in lines
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert {"bars.png", "quality_5pctlabels.png", "nms_5pctlabels.png", "costs_more_5pctlabels.png"} <= pictures
+    assert all(f"![{name}]({name})" in lines for name in pictures)
+
+
+def test_a_report_of_nothing_says_so(report: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    report.write_report(tmp_path, baseline="base", arms=["base"])
+    assert "no results yet" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,21 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.digits import DigitsPaths, write_digits_dataset
+from semidetr_hf.training import presets
 from semidetr_hf.training.config import TrainingConfig
 from semidetr_hf.training.evaluation import evaluate
 from semidetr_hf.training.metrics import JsonlLog
+from semidetr_hf.training.presets import method
 from semidetr_hf.training.setup import read_yaml
 
 FLAGS = (
     "--label_fraction 0.5 --size nano --backbone_weights random --short_edges 64 --long_edge 64 --num_steps 2 "
     "--labeled_batch_size 2 --unlabeled_batch_size 2 --num_workers 0 --cpu --log_every 1"
 ).split()
+
+
+# Flag of every program for what it writes.
+OUTPUT = {"train_ssod": ["--output_dir"], "evaluate": ["--output"], "predict": ["--output"]}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +80,36 @@ def test_train_ssod_goes_on_from_a_config_file_with_flags_on_top(run: Path, tmp_
     table = capsys.readouterr().out
     for word in ("AP50", "student", "teacher", "best"):
         assert word in table
+
+
+def test_train_ssod_with_the_method_of_the_released_code(digits: DigitsPaths, tmp_path: Path) -> None:
+    data = ["--labeled", str(digits.train_json), "--val", str(digits.val_json), "--method", "reference"]
+    flags = ["--consistency_copies", "2", "--output_dir", str(tmp_path / "out")]
+    assert load_example("train_ssod").main([*data, *FLAGS, *flags]) == 0
+    config = TrainingConfig.from_dict(read_yaml(tmp_path / "out" / "config.yaml"))
+    expected = method("reference")
+    expected["consistency"]["consistency_copies"] = 2
+    written = config.to_dict()
+    assert {section: {name: written[section][name] for name in part} for section, part in expected.items()} == expected
+    evaluations = [row for row in JsonlLog(tmp_path / "out" / "log.jsonl").rows() if "teacher/ap" in row]
+    # The released code evaluates the teacher alone.
+    assert len(evaluations) == 1
+    assert "student/ap" not in evaluations[0]
+    assert AutoModelForObjectDetection.from_pretrained(tmp_path / "out" / "best").config.bbox_loss_coefficient == 10
+
+
+def test_train_ssod_from_the_file_of_a_preset(digits: DigitsPaths, tmp_path: Path) -> None:
+    preset = "coco_partial --percent 10 --fold 2 --method reference".split()
+    files = ["--coco", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--save", str(tmp_path / "run.yaml")]
+    assert presets.main([*preset, *files]) == 0
+    # The images of the digits in place of those of COCO.
+    flags = ["--config", str(tmp_path / "run.yaml"), "--labeled", str(digits.train_json)]
+    flags += ["--labeled_images", str(digits.train_json.parent), "--val", str(digits.val_json)]
+    flags += ["--val_images", str(digits.val_json.parent), "--one_to_many_steps", "1", *FLAGS]
+    assert load_example("train_ssod").main(flags) == 0
+    config = TrainingConfig.from_dict(read_yaml(tmp_path / "out" / "config.yaml"))
+    assert (config.data.fold, config.data.label_fraction, config.schedule.num_steps) == (2, 0.5, 2)
+    assert config.consistency.cost_threshold == "densest"
 
 
 def test_train_ssod_as_a_program(digits: DigitsPaths, tmp_path: Path) -> None:
@@ -153,6 +190,104 @@ def test_evaluate_prints_the_twelve_numbers_and_every_class(
     assert rows == {
         name: "no objects" if value is None else f"{value:.4f}" for name, value in (expected | per_class).items()
     }
+
+
+def write_voc(folder: Path, digits: DigitsPaths) -> Path:
+    """Write the validation images of the digits as labelImg would, pictures with an XML file each."""
+    folder.mkdir()
+    document = json.loads(digits.val_json.read_text())
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    for image in document["images"]:
+        objects = ""
+        for box in (box for box in document["annotations"] if box["image_id"] == image["id"]):
+            x, y, width, height = box["bbox"]
+            # Corners of VOC are pixels, counted from 1, and inclusive.
+            corners = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + width}</xmax><ymax>{y + height}</ymax>"
+            objects += f"<object><name>{names[box['category_id']]}</name><bndbox>{corners}</bndbox></object>"
+        picture = digits.val_images / Path(image["file_name"]).name
+        shutil.copy(picture, folder / picture.name)
+        size = f"<size><width>{image['width']}</width><height>{image['height']}</height></size>"
+        xml = f"<annotation><filename>{picture.name}</filename>{size}{objects}</annotation>"
+        (folder / picture.name).with_suffix(".xml").write_text(xml)
+    return folder
+
+
+def test_evaluate_reads_the_xml_files_of_voc_too(run: Path, digits: DigitsPaths, tmp_path: Path, capsys) -> None:
+    results = []
+    for data in (digits.val_json, write_voc(tmp_path / "voc", digits)):
+        flags = ["--model", str(run / "best"), "--data", str(data), "--cpu"]
+        code = load_example("evaluate").main([*flags, "--output", str(tmp_path / "metrics.json")])
+        assert code == 0, capsys.readouterr().err
+        results.append(json.loads((tmp_path / "metrics.json").read_text()))
+    assert results[0] == results[1]
+
+
+def test_evaluate_on_xml_files_that_lack_a_class(run: Path, digits: DigitsPaths, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "voc" / "one.xml"
+    path.parent.mkdir()
+    shutil.copy(min(digits.val_images.iterdir()), path.with_suffix(".png"))
+    width, height = Image.open(path.with_suffix(".png")).size
+    box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>20</xmax><ymax>30</ymax></bndbox>"
+    size = f"<size><width>{width}</width><height>{height}</height></size>"
+    path.write_text(f"<annotation>{size}<object><name>7</name>{box}</object></annotation>")
+    flags = ["--model", str(run / "best"), "--data", str(path.parent), "--cpu"]
+    flags += ["--output", str(tmp_path / "metrics.json")]
+    code, messages = load_example("evaluate").main(flags), capsys.readouterr().err
+    assert code == 0, messages
+    per_class = json.loads((tmp_path / "metrics.json").read_text())["per_class"]
+    assert [name for name, value in per_class.items() if value is not None] == ["7"]
+    path.write_text(path.read_text().replace("<name>7</name>", "<name>seven</name>"))
+    assert load_example("evaluate").main(flags) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert str(path) in line and "'seven'" in line
+
+
+def test_evaluate_refuses_a_bare_folder(run: Path, digits: DigitsPaths, capsys) -> None:
+    flags = ["--model", str(run / "best"), "--data", str(digits.val_images), "--cpu"]
+    assert load_example("evaluate").main(flags) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "a bare folder has no boxes" in line
+
+
+def break_fields(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"encoder_attention_heads": 7}))
+
+
+def break_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def break_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"no weights")
+
+
+def change_width(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"d_model": 64}))
+
+
+@pytest.mark.parametrize("program", ["train_ssod", "evaluate", "predict"])
+@pytest.mark.parametrize("damage", [break_fields, break_json, break_weights, change_width])
+def test_a_broken_detector_is_one_line_in_every_program(
+    run: Path, digits: DigitsPaths, tmp_path: Path, capsys, program: str, damage: Callable[[Path], None]
+) -> None:
+    shutil.copytree(run / "best", tmp_path / "broken")
+    damage(tmp_path / "broken")
+    model = str(tmp_path / "broken")
+    flags = {
+        "train_ssod": ["--labeled", str(digits.train_json), *FLAGS, "--init_from", model],
+        "evaluate": ["--data", str(digits.val_json), "--cpu", "--model", model],
+        "predict": ["--images", str(digits.val_images), "--device", "cpu", "--model", model],
+    }[program]
+    assert load_example(program).main([*flags, *OUTPUT[program], str(tmp_path / "out")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(f"{program}.py: error: ")
+    assert "broken" in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+    # Nothing is written but the empty folder that predict makes.
+    assert [path.name for path in tmp_path.glob("out*")] == (["out"] if program == "predict" else [])
+    assert list((tmp_path / "out").glob("*")) == []
 
 
 def test_evaluate_refuses_other_categories(run: Path, digits: DigitsPaths, tmp_path: Path, capsys) -> None:
