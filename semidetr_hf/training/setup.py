@@ -245,6 +245,10 @@ def _load_detector(choice: ModelConfig, values: dict[str, Any]) -> SemiDetrForOb
             "brings its own; leave one of them out"
         )
     with reading_detector("init_from", str(choice.init_from)):
+        stored = SemiDetrConfig.from_pretrained(str(choice.init_from))
+        if stored.label_embedding_rows is not None and stored.label_embedding_rows < len(values["id2label"]):
+            # The table of a converted checkpoint has as many rows as its data set needed; a new one has enough.
+            values["label_embedding_rows"] = None
         loaded: Any = SemiDetrForObjectDetection.from_pretrained(
             choice.init_from, **values, ignore_mismatched_sizes=True, output_loading_info=True
         )

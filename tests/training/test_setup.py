@@ -283,16 +283,17 @@ def test_the_model_learns_as_the_configuration_says(labels: Path, tmp_path: Path
     assert {name: getattr(going_on.config, name) for name in chosen} == chosen
 
 
-def test_a_detector_that_does_not_fit_is_named(labels: Path, tmp_path: Path) -> None:
+def test_a_label_table_that_is_too_short_is_made_anew(labels: Path, tmp_path: Path) -> None:
     source = open_sources(configure(labels)).labeled
     one = SemiDetrForObjectDetection(
         type(build_model(configure(labels), source).config).nano(num_labels=1, label_embedding_rows=1)
     )
     one.save_pretrained(tmp_path / "saved")
     config = configure(labels, model={"init_from": str(tmp_path / "saved")})
-    with pytest.raises(ValueError, match="label_embedding_rows = 1 is less than the 2 labels") as caught:
-        build_model(config, source)
-    assert str(caught.value).startswith(f"init_from={str(tmp_path / 'saved')!r}: ")
+    model = build_model(config, source)
+    assert model.config.label_embedding_rows is None
+    assert model.label_embedding.num_embeddings == 2
+    torch.testing.assert_close(model.model.encoder.state_dict(), one.model.encoder.state_dict())
 
 
 def test_a_detector_is_never_random_in_part(labels: Path, tmp_path: Path) -> None:
