@@ -287,7 +287,7 @@ def processor(kind=DeformableDetrImageProcessor):
     return kind(do_resize=False, do_normalize=False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
