@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .coco_json import CocoImage, read_coco_json, visible_box
+from .coco_json import CocoDocument, CocoImage, read_coco_json, visible_box
 from .images import Sample, load_image
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,13 @@ class CocoSource:
         self.json_path = Path(json_path)
         self.name = self.json_path.stem
         document = read_coco_json(self.json_path, labeled=labeled)
+        self._adopt(document, labeled)
+        self.image_folder = find_image_folder(self.json_path, document.images, image_folder)
+        if image_ids is not None:
+            self._select(self._images_of(image_ids))
+
+    def _adopt(self, document: CocoDocument, labeled: bool) -> None:
+        """Take over what was read, from a json or from elsewhere."""
         self.category_ids = tuple(document.categories)
         self.category_names = tuple(document.categories.values())
         self.dropped = dict(document.dropped)
@@ -53,9 +60,6 @@ class CocoSource:
         self._annotations = document.annotations
         self._select(document.images)
         self._report(labeled)
-        self.image_folder = find_image_folder(self.json_path, document.images, image_folder)
-        if image_ids is not None:
-            self._select(self._images_of(image_ids))
 
     def __len__(self) -> int:
         return len(self._images)

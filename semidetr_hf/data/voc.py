@@ -79,13 +79,7 @@ class VocSource(CocoSource):
         self.image_folder = layout.images
         given = None if categories is None else _with_ids(categories)
         document = _read_voc(layout, corners or layout.corners, labeled, given)
-        self.category_ids = tuple(document.categories)
-        self.category_names = tuple(document.categories.values())
-        self.dropped = dict(document.dropped)
-        self._label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
-        self._annotations = document.annotations
-        self._select(document.images)
-        self._report(labeled)
+        self._adopt(document, labeled)
 
 
 class _Layout(NamedTuple):
