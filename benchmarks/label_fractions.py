@@ -26,7 +26,7 @@ import demo  # noqa: E402 - an example is not part of the package
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("outputs/label_fractions"), help="folder for data and runs")
-    parser.add_argument("--steps", type=int, default=1300, help="optimizer steps of each run")
+    parser.add_argument("--steps", type=int, default=demo.NUM_STEPS, help="optimizer steps of each run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
