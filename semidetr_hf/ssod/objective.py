@@ -193,6 +193,7 @@ class SemiDetrObjective(nn.Module):
         student_features = self.student.encode(strong.pixel_values, strong.pixel_mask)
         is_confident = find_confident(candidates, self.pseudo_labels.score_threshold)
         confident = [pair.strong[keep] for pair, keep in zip(candidates, is_confident, strict=True)]
+        mined: list[CandidatePair] = []
         mining, queries = None, None
         if weights.consistency > 0:
             mining = self.mine(student_features, candidates, is_confident, strong)
@@ -218,7 +219,7 @@ class SemiDetrObjective(nn.Module):
         return replace(
             losses,
             consistency=self.consistency_losses(student_states, teacher, teacher_features, queries),
-            mined=[pair.strong[keep] for pair, keep in zip(candidates, mining.keep, strict=True)],
+            mined=[pair.strong for pair in mined],
             costs=mining.costs,
             cost_threshold=mining.threshold,
         )
