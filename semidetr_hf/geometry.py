@@ -63,8 +63,17 @@ def compose(*homographies: Tensor) -> Tensor:
 
 
 def invert(homography: Tensor) -> Tensor:
-    """Return the inverse of a (..., 3, 3) homography."""
-    return torch.linalg.inv(homography)
+    """Return the inverse of a (..., 3, 3) homography.
+
+    Raises:
+        ValueError: if there is none, because it flattens the image to a line or a point.
+    """
+    try:
+        return torch.linalg.inv(homography)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            f"homography={homography.tolist()} has no inverse: it flattens the image; check its scales and shears"
+        ) from error
 
 
 def apply_to_boxes(homography: Tensor, boxes_xyxy: Tensor) -> Tensor:

@@ -149,3 +149,8 @@ def test_clipping_and_visible_area() -> None:
     # 10 x 5 pixels is not more than 5 in both directions.
     assert has_visible_area(clipped, 5.0).tolist() == [False, False, False]
     assert has_visible_area(clipped, 4.9).tolist() == [True, True, False]
+
+
+def test_a_homography_without_an_inverse_is_named() -> None:
+    with pytest.raises(ValueError, match=r"homography=\[\[0.0, 0.0, 5.0\].* has no inverse"):
+        invert(compose(scaling(0, 1), translation(5, 0)))

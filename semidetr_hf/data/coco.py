@@ -7,6 +7,7 @@ box of an unknown category is an error instead of being dropped.
 
 import copy
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,11 +188,14 @@ def find_image_folder(json_path: Path, images: Sequence[CocoImage], image_folder
     probes = [images[0].file_name, images[len(images) // 2].file_name, images[-1].file_name]
 
     def fits(folder: Path) -> bool:
-        return any((folder / probe).is_file() for probe in probes)
+        # Of a name that no disk can hold Path.is_file raises instead of denying it.
+        return any(os.path.isfile(folder / probe) for probe in probes)
 
     if image_folder is not None:
         if not fits(Path(image_folder)):
-            raise FileNotFoundError(f"{json_path}: its image {probes[0]!r} is not in the given folder {image_folder}")
+            raise FileNotFoundError(
+                f"{json_path}: its image {probes[0]!r} is not in the given folder {image_folder}; give another one"
+            )
         return Path(image_folder)
     folder, above = json_path.parent, json_path.absolute().parent.parent
     near = [folder, folder / "images", above, above / "images"]

@@ -5,6 +5,7 @@ Every complaint is one line: the file, the id, the bad value, the way out.
 
 import json
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,8 @@ def read_coco_json(path: Path, *, labeled: bool = True) -> CocoDocument:
         if not isinstance(content.get(key), list):
             raise ValueError(f'{path}: has no list "{key}"; a COCO file needs images, annotations and categories')
     images = _read_images(path, content["images"])
-    categories = _read_categories(path, content.get("categories", []))
+    # Files without boxes may say `null` as well.
+    categories = _read_categories(path, content.get("categories") or [])
     document = CocoDocument(images=images, categories=categories, annotations={})
     if labeled:
         _read_annotations(path, content["annotations"], document)
@@ -104,8 +106,9 @@ def _parse(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such COCO json file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a json file ({error}); export it again as COCO json") from error
+    # RecursionError: brackets nested deeper than Python can follow.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a json file ({error}); export it again as COCO json, in UTF-8") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: the json holds a {type(content).__name__}, a COCO file is an object with images")
     return content
@@ -139,7 +142,9 @@ def _image_size(path: Path, entry: dict[str, Any]) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _read_categories(path: Path, entries: list[Any]) -> dict[int, str]:
+def _read_categories(path: Path, entries: Any) -> dict[int, str]:
+    if not isinstance(entries, list):
+        raise ValueError(f'{path}: "categories" is {entries!r}; leave the key out, or write a list')
     names: dict[int, str] = {}
     for entry in entries:
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
@@ -155,7 +160,8 @@ def _read_annotations(path: Path, entries: list[Any], document: CocoDocument) ->
     for place, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise ValueError(f'{path}: entry {place} of "annotations" is {entry!r}, not an object; remove it')
-        name = f"annotation {entry.get('id', f'at place {place}')}"
+        # Whatever the id is, the complaint is one line.
+        name = f"annotation {' '.join(str(entry.get('id', f'at place {place}')).splitlines())}"
         image_id, category_id = entry.get("image_id"), entry.get("category_id")
         if not isinstance(image_id, int | str) or image_id not in sizes:
             raise ValueError(f'{path}: {name} has image_id={image_id!r}, not in "images"; add the image or remove it')
@@ -211,4 +217,5 @@ def _reason_to_drop(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared instead of asked with isfinite, which fails on whole numbers that no float can hold.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -14,7 +14,14 @@ BROKEN_FILE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, 
 
 
 class UnreadableImageError(OSError):
-    """An image file that cannot be used; the message names the path and the reason."""
+    """An image file that cannot be used; the message names the path and the reason.
+
+    Line breaks of a path, and bytes that are no text, are escaped: the message is one line that can be printed.
+    """
+
+    def __init__(self, message: str) -> None:
+        one_line = "\\n".join(message.splitlines())
+        super().__init__(one_line.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ ImageId = TypeVar("ImageId", int, str, int | str)
 
 logger = logging.getLogger(__name__)
 
-_decode = json.JSONDecoder().raw_decode
+_raw_decode = json.JSONDecoder().raw_decode
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
@@ -85,6 +85,7 @@ def labeled_subset(
         raise ValueError(f"fraction={fraction}: must be larger than 0 and at most 1 (10 percent is 0.1)")
     if fold < 0 or seed < 0:
         raise ValueError(f"fold={fold}, seed={seed}: both must be 0 or larger")
+    _require_seed(fold, seed)
     if not image_ids:
         raise ValueError("labeled_subset got no image ids; open a source with at least one image")
     num_labeled = _num_labeled(len(image_ids), fraction)
@@ -123,6 +124,7 @@ def write_coco_splits(
 
     Raises:
         FileNotFoundError: if there is no such file.
+        NotADirectoryError: if `output` is a file.
         ValueError: if an argument is out of range or occurs twice, or the file is no COCO json, lists no images or an
             image id twice, or has an annotation of an unknown image.
     """
@@ -132,12 +134,20 @@ def write_coco_splits(
             raise ValueError(f"{argument}={values}: give at least one, and none twice")
     if min(folds) < 0 or seed < 0:
         raise ValueError(f"folds={list(folds)}, seed={seed}: all must be 0 or larger")
+    _require_seed(max(folds), seed)
+    if Path(output).exists() and not Path(output).is_dir():
+        raise NotADirectoryError(f"{output}: a file, and the splits need a folder; give another output")
     coco = _read_coco_text(Path(annotations))
     for percent in percents:
         if _num_labeled(len(coco.images), percent / 100) == len(coco.images):
             raise ValueError(f"{annotations}: {percent} percent of {len(coco.images)} images leave none unlabeled")
     draws = [(fold, percent) for fold in folds for percent in percents]
     return [_write_split(coco, Path(output), percent=percent, fold=fold, seed=seed) for fold, percent in draws]
+
+
+def _require_seed(fold: int, seed: int) -> None:
+    if fold + seed >= 2**32:
+        raise ValueError(f"fold={fold}, seed={seed}: their sum must be below 2**32, as numpy takes it")
 
 
 def _num_labeled(num_images: int, fraction: float) -> int:
@@ -206,7 +216,7 @@ def _read_coco_text(path: Path) -> _CocoText:
         del content
         seen = _find_entries(coco)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a json file ({error}); export it again as COCO json") from error
+        raise ValueError(f"{path}: not a json file ({error}); export it again as COCO json, in UTF-8") from error
     for key in ("images", "annotations", "categories"):
         if key not in seen:
             raise ValueError(f'{path}: has no "{key}"; a COCO file needs images, annotations and categories')
@@ -264,6 +274,16 @@ def _find_list(coco: _CocoText, key: str, start: int, entries: list[_Entry], id_
     return place + 1
 
 
+def _decode(text: str, place: int) -> tuple[Any, int]:
+    try:
+        return _raw_decode(text, place)
+    except json.JSONDecodeError:
+        raise
+    # Brackets nested deeper than Python can follow, or a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
+        raise json.JSONDecodeError(str(error), text, place) from error
+
+
 def _skip_blanks(text: str, place: int) -> int:
     blanks = _BLANKS.match(text, place)
     return place if blanks is None else blanks.end()
@@ -293,17 +313,29 @@ def open_whole(path: str | Path) -> Iterator[TextIO]:
 
     Args:
         path: the file; its folder is created if needed. Until the end of the block the text goes to a hidden file
-            beside it, which is removed if the block fails.
+            beside it, which is removed if the block fails. A device or a pipe, such as /dev/stdout, is written to.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk; names the file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    is_replaced = path.is_file() or not path.exists()
+    target = path.with_name(f".{path.name}.partial-{os.getpid()}") if is_replaced else path
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("w", encoding="utf-8", newline="\n") as file:
             yield file
-        partial.replace(path)
+        if is_replaced:
+            target.replace(path)
+    except OSError as error:
+        name = None if error.filename is None else str(error.filename)
+        is_ours = name is None or name == str(target) or path.is_relative_to(name)
+        if error.errno is None or not is_ours:  # raised within the block for a reason of its own
+            raise
+        raise type(error)(f"{path}: cannot be written ({error.strerror}); make room, or give another place") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if is_replaced and target.exists():
+            target.unlink()
 
 
 def write_ids(path: str | Path, image_ids: Sequence[int | str]) -> None:
@@ -324,7 +356,7 @@ def read_ids(path: str | Path) -> list[int | str]:
         raise FileNotFoundError(f"{path}: no such list of image ids; write one with write_ids")
     try:
         image_ids = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a json file ({error}); write the list with write_ids") from error
     if not isinstance(image_ids, list):
         raise ValueError(f"{path}: expected a json list of image ids, found a {type(image_ids).__name__}")

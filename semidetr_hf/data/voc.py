@@ -10,6 +10,7 @@ Unlike there, boxes reach to the outer edge of their last pixel, and other categ
 import json
 import logging
 import math
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -325,7 +326,8 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 
 def _read_xml(path: Path) -> ElementTree.Element:
-    if not path.is_file():
+    # Of a name that no disk can hold Path.is_file raises instead of denying it.
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such annotation file; restore it, or remove the name from the image set")
     try:
         root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
@@ -350,7 +352,8 @@ def _read_record(path: Path) -> _VocRecord:
 
 def _read_object(path: Path, place: int, element: ElementTree.Element) -> _VocObject:
     name = _text(path, f"object {place}", element, "name")
-    where = f"object {place} ({name})"
+    # Whatever the name is, a complaint is one line.
+    where = f"object {place} ({' '.join(name.split())})"
     box = element.find("bndbox")
     if box is None:
         raise ValueError(f"{path}: {where} has no <bndbox>; add its box or remove it")

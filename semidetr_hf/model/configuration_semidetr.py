@@ -3,11 +3,12 @@
 Source of the defaults: DINO, 4-scale, ResNet-50 (arXiv 2203.03605) as used by Semi-DETR (arXiv 2307.08095).
 """
 
-import math
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 # What other detectors call some of these fields.
 _NAMES_ELSEWHERE = {
@@ -22,6 +23,7 @@ AUTO_MAP = {
     "AutoModelForObjectDetection": "modeling_semidetr.SemiDetrForObjectDetection",
 }
 _COUNTS = (
+    "d_model",
     "encoder_layers",
     "decoder_layers",
     "encoder_ffn_dim",
@@ -43,6 +45,8 @@ _NOT_NEGATIVE = (
     "focal_gamma",
     "denoising_box_noise",
 )
+# Unlike infinity it is below the whole numbers that no float can hold.
+_LARGEST = sys.float_info.max
 DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50", "out_indices": [2, 3, 4]}
 
 
@@ -186,6 +190,14 @@ class SemiDetrConfig(PreTrainedConfig):
             raise ValueError(f"num_channels = {self.num_channels}, but the backbone takes {backbone_channels}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        temperature = self.position_embedding_temperature
+        if not 0 < temperature <= _LARGEST:
+            raise ValueError(f"position_embedding_temperature must be finite and above 0, got {temperature}")
+        if self.activation_function not in ACT2FN:
+            known = ", ".join(ACT2FN)
+            raise ValueError(f"activation_function must be one of {known}, got {self.activation_function!r}")
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
         rows = self.label_embedding_rows
         if rows is not None and rows < self.num_labels:
             raise ValueError(f"label_embedding_rows = {rows} is less than the {self.num_labels} labels of the model")
@@ -193,12 +205,12 @@ class SemiDetrConfig(PreTrainedConfig):
     def validate_loss(self):
         """Check what only the loss reads; called by transformers like `validate_architecture`."""
         for name in _NOT_NEGATIVE:
-            if not 0 <= getattr(self, name) < math.inf:
+            if not 0 <= getattr(self, name) <= _LARGEST:
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         for name in ("denoising_label_noise", "focal_alpha"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not 0 < self.matcher_eps < math.inf:
+        if not 0 < self.matcher_eps <= _LARGEST:
             raise ValueError(f"matcher_eps must be finite and above 0, got {self.matcher_eps}")
 
     @classmethod

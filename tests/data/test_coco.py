@@ -204,3 +204,10 @@ def test_a_picture_with_an_orientation_is_seen_by_the_detector_as_it_was_annotat
     assert image.size == (width, height)
     processor = SemiDetrImageProcessor(do_resize=False)
     assert processor(images=[image], return_tensors="pt").pixel_values.shape == (1, 3, height, width)
+
+
+def test_a_file_name_that_no_disk_can_hold_is_an_image_that_is_not_there(write_coco: Callable[..., Path]) -> None:
+    path = write_coco(pictures=False, images=[{"id": 1, "file_name": "x" * 300}], annotations=[])
+    for folder in (None, path.parent):
+        with pytest.raises(FileNotFoundError, match="labels.json: its image 'xxx"):
+            CocoSource(path, folder)

@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -98,3 +99,22 @@ def test_unlabeled_files_need_only_images(write_coco: Callable[..., Path]) -> No
     path = write_coco(annotations=None, categories=None)
     document = read_coco_json(path, labeled=False)
     assert len(document.images) == 2 and not document.annotations and not document.categories
+
+
+@pytest.mark.parametrize("nothing", [None, [], {}])
+def test_unlabeled_files_may_have_no_categories_in_any_form(write_coco: Callable[..., Path], nothing: Any) -> None:
+    path = write_coco(pictures=False)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"categories": nothing}))
+    assert read_coco_json(path, labeled=False).categories == {}
+
+
+def test_categories_that_are_no_list_are_named_in_unlabeled_files_too(write_coco: Callable[..., Path]) -> None:
+    path = write_coco(pictures=False, categories=5)
+    with pytest.raises(ValueError, match=f'{path}: "categories" is 5'):
+        read_coco_json(path, labeled=False)
+
+
+def test_a_complaint_is_one_line_whatever_the_id(write_coco: Callable[..., Path]) -> None:
+    path = write_coco(pictures=False, annotations=[BOX | {"id": "first\nsecond\u2028third", "bbox": None}])
+    with pytest.raises(ValueError, match="annotation first second third has bbox=None"):
+        read_coco_json(path)

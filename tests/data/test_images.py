@@ -105,3 +105,9 @@ def test_unusable_files_name_path_and_reason(tmp_path: Path) -> None:
             load_image(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_name_with_line_breaks_is_named_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImageError) as caught:
+        load_image(tmp_path / "first\nsecond.png")
+    assert str(caught.value).startswith(rf"{tmp_path}/first\nsecond.png: the image file does not exist")

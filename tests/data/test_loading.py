@@ -1,7 +1,11 @@
 import itertools
 import logging
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,3 +238,50 @@ def test_loader_of_labeled_images(source: CocoSource) -> None:
         assert isinstance(batch, LabeledBatch)
         seen.append(batch.image_ids)
     assert [sorted(image_ids) for image_ids in seen] == [[1, 2], [1, 2]]
+
+
+class SignalHandlers(UnlabeledDataset):
+    """Items that say what the process which makes them does about SIGINT and SIGTERM."""
+
+    def __getitem__(self, draw: tuple[int, int]) -> Any:
+        return [signal.getsignal(kind) is signal.SIG_IGN for kind in (signal.SIGINT, signal.SIGTERM)]
+
+    @staticmethod
+    def collate(items: Any) -> Any:
+        return items
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_workers_do_not_end_before_the_process_that_reads_from_them(folder: FolderSource, num_workers: int) -> None:
+    dataset = SignalHandlers(folder, VARIED, MEAN, STD)
+    [[found]] = view_loader(dataset, PassSampler(len(folder), 1, 0), batch_size=1, num_workers=num_workers)
+    assert found == [num_workers > 0] * 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_loader_does_not_move_the_random_numbers_of_the_training(folder: FolderSource, num_workers: int) -> None:
+    state = torch.get_rng_state()
+    assert len(list(batches(folder, start=0, num_workers=num_workers))) == 3
+    assert torch.get_rng_state().equal(state)
+
+
+LEAVES_EARLY = """
+import sys
+from semidetr_hf.data.augment import AugmentConfig
+from semidetr_hf.data.folder import FolderSource
+from semidetr_hf.data.loading import PassSampler, UnlabeledDataset, view_loader
+
+source = FolderSource(sys.argv[1])
+dataset = UnlabeledDataset(source, AugmentConfig(short_edges=(30,)), (0.5,) * 3, (0.5,) * 3)
+batches = iter(view_loader(dataset, PassSampler(len(source), 50, 0), batch_size=1, num_workers=2))
+next(batches)
+print("leaving")
+"""
+
+
+@pytest.mark.multiprocess
+def test_a_program_that_leaves_while_workers_load_does_not_wait_for_them(folder: FolderSource) -> None:
+    """They ignore SIGTERM, by which Python would end them."""
+    command = [sys.executable, "-c", LEAVES_EARLY, str(folder.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "leaving\n", "")

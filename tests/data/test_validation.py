@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,9 +127,17 @@ def test_links_are_followed_only_where_names_agree(
     labeled: CocoSource, val: CocoSource, unlabeled: FolderSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     followed = []
-    resolve = Path.resolve
-    monkeypatch.setattr(Path, "resolve", lambda self: followed.append(self) or resolve(self))
+    realpath = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path: followed.append(path) or realpath(path))
     check_sources(labeled, unlabeled, val, max_images_opened=0)
     # Of two validation images each; of the labeled ones, two of the same names.
     assert not {unlabeled.path(index) for index in range(4)}.intersection(followed)
     assert len(followed) == 2 + 2 + 2
+
+
+def test_a_picture_that_links_to_itself_is_missing_and_nothing_worse(labeled: CocoSource, val: CocoSource) -> None:
+    path = val.path(0)
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(FileNotFoundError, match=path.name):
+        check_sources(labeled, None, val)

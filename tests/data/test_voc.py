@@ -370,3 +370,16 @@ def test_a_picture_of_another_size_is_refused(voc: Path) -> None:
     Image.new("RGB", (80, 60)).save(voc / "JPEGImages" / "000005.jpg")
     with pytest.raises(UnreadableImageError, match="80x60.*40x30"):
         VocSource(voc)[1]
+
+
+def test_a_complaint_is_one_line_whatever_the_name(plain: Path) -> None:
+    xml = write_xml(plain / "odd.xml", ("hot\ndog", (5, 5, 4, 9)))
+    with pytest.raises(ValueError, match=rf"{xml}: object 1 \(hot dog\) has xmin=5") as caught:
+        VocSource(plain)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_set_may_hold_names_that_no_disk_can(voc: Path) -> None:
+    path = write_set(voc, "long", "x" * 300)
+    with pytest.raises(FileNotFoundError, match="x.xml: no such annotation file"):
+        VocSource(path)

@@ -1,0 +1,143 @@
+"""The command line: `semidetr COMMAND --help` says what a command takes.
+
+Exit codes: 0 for success, 1 if a check failed, 2 for wrong arguments, 130 after Ctrl+C. What is wrong is one line.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from semidetr_hf.data.coco_cleaning import Cleaning, require_replaceable, write_cleaned
+from semidetr_hf.data.data_check import check_data
+from semidetr_hf.data.data_problems import DataReport
+from semidetr_hf.data.splits import open_whole
+
+USAGE_ERROR = 2
+
+app = typer.Typer(name="semidetr", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.callback()
+def semidetr() -> None:
+    """Semi-supervised object detection with detection transformers."""
+
+
+@app.command()
+def validate(
+    labeled: Annotated[
+        Path,
+        typer.Option(help="Labeled images: COCO json, VOC image set (.txt), VOC folder, or folder with XML files."),
+    ],
+    labeled_images: Annotated[Path | None, typer.Option(help="Folder of the labeled images, if not found.")] = None,
+    unlabeled: Annotated[
+        Path | None, typer.Option(help="Unlabeled images: the same, or a bare folder of images.")
+    ] = None,
+    unlabeled_images: Annotated[Path | None, typer.Option(help="Folder of the unlabeled images.")] = None,
+    val: Annotated[Path | None, typer.Option(help="Images to evaluate on, as for --labeled.")] = None,
+    val_images: Annotated[Path | None, typer.Option(help="Folder of the validation images.")] = None,
+    json_report: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the whole report, every problem, to this file."),
+    ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write NAME.cleaned.json beside every COCO json that can be cleaned.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Threads that open images; one per processor.")] = None,
+) -> int:
+    """Check the data of a run: every entry and every image, and what labeled, unlabeled and val images share.
+
+    Exit code 0: no error, training takes the data. 1: errors were found in the files given, whether or not --fix
+    cleaned copies of them. 2: wrong arguments.
+    """
+    inputs = [path for path in (labeled, unlabeled, val) if path is not None]
+    # After an hour of opening images it would be too late to find out.
+    _require_report_place(json_report, inputs)
+    if fix:
+        for path in inputs:
+            if path.suffix.lower() == ".json":
+                require_replaceable(path)
+    # The report says what the readers would log.
+    logging.getLogger("semidetr_hf").addHandler(logging.NullHandler())
+    report = check_data(
+        labeled,
+        labeled_images,
+        unlabeled=unlabeled,
+        unlabeled_images=unlabeled_images,
+        val=val,
+        val_images=val_images,
+        workers=workers,
+        progress=True,
+    )
+    typer.echo(report.to_text())
+    if json_report is not None:
+        with open_whole(json_report) as file:
+            json.dump(report.to_dict(), file, indent=2)
+            file.write("\n")
+        typer.echo(f"\nthe whole report: {json_report}")
+    if fix:
+        cleanings = write_cleaned(report.sets)
+        typer.echo("\n" + "\n".join(_describe_fixes(report, cleanings)))
+    return 1 if report.num_errors else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+
+    Returns:
+        The exit code; that of an interrupt, 130, is typer's.
+    """
+    try:
+        return app(args=arguments, prog_name="semidetr", standalone_mode=False) or 0
+    except typer.TyperException as error:
+        message = error.format_message()
+    except (ValueError, OSError) as error:
+        message = str(error)
+    typer.echo(f"semidetr: error: {' '.join(message.split())}", err=True)
+    return USAGE_ERROR
+
+
+def _require_report_place(json_report: Path | None, inputs: Sequence[Path]) -> None:
+    if json_report is None:
+        return
+    if json_report.is_dir():
+        raise ValueError(f"{json_report}: is a folder; give --json the name of a file")
+    if any(json_report.resolve() == path.resolve() for path in inputs):
+        raise ValueError(f"{json_report}: is one of the data files; give --json the name of another file")
+
+
+def _describe_fixes(report: DataReport, cleanings: Sequence[Cleaning]) -> list[str]:
+    lines = [line for cleaning in cleanings for line in _describe(cleaning)]
+    lines += [
+        f"{checked.path}: only reported, since --fix cleans COCO json files alone"
+        for checked in report.sets
+        if not checked.is_coco and checked.problems
+    ]
+    return lines or ["nothing to clean"]
+
+
+def _describe(cleaning: Cleaning) -> list[str]:
+    left = ", ".join(f"{count} {kind}" for kind, count in cleaning.left.items())
+    if cleaning.output is None:
+        return [f"{cleaning.source}: no cleaned file, since --fix cannot mend it: {left}"] if left else []
+    lines = [f"wrote {cleaning.output}; check it again, as it is to be used"]
+    for what in dict.fromkeys(what for what, _ in cleaning.done):
+        reasons = [(kind, count) for (step, kind), count in cleaning.done.items() if step == what]
+        listed = ", ".join(f"{count} {kind}" for kind, count in reasons)
+        lines.append(f"  {what}: {sum(count for _, count in reasons)} ({listed})")
+    if left:
+        lines.append(f"  left as it is: {left}")
+    if cleaning.is_val:
+        lines.append("  metrics on it cannot be compared with those on the original")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())
