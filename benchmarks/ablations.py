@@ -166,7 +166,7 @@ def after_burn_in(arm: Arm, burn_in: TrainingConfig | None) -> TrainingConfig:
 
 
 def train(config: TrainingConfig, threads: int) -> None:
-    """Run examples/train_ssod.py; its output goes to console.txt in the run's folder.
+    """Run examples/train_ssod.py, from where it was interrupted; its output goes to console.txt in the run's folder.
 
     Raises:
         RuntimeError: if it fails; says where its output is.
@@ -175,6 +175,7 @@ def train(config: TrainingConfig, threads: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "run.yaml")
     command = [sys.executable, str(ROOT / "examples" / "train_ssod.py"), "--config", str(folder / "run.yaml")]
+    command += ["--resume", "auto"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with (folder / "console.txt").open("w", encoding="utf-8") as console:
         status = subprocess.run(command, env=environment, stdout=console, stderr=subprocess.STDOUT).returncode
@@ -206,7 +207,9 @@ def has_result(config: TrainingConfig, path: Path) -> bool:
     """
     if not path.exists():
         return False
-    if json.loads(path.read_text(encoding="utf-8"))["config"] != _without_paths(config.to_dict()):
+    # Fields that are younger than the result have had their default.
+    recorded = TrainingConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+    if recorded.to_dict() != _without_paths(config.to_dict()):
         raise ValueError(f"{path} holds the result of other settings; remove it or give another --results folder")
     return True
 
@@ -228,7 +231,7 @@ def run_arm(arm: Arm, config: TrainingConfig, path: Path, *, threads: int, comma
         "arm": arm.name,
         "percent": arm.percent,
         "seed": arm.seed,
-        "seconds": rows[-1]["time"],
+        "seconds": JsonlLog(folder / "resources.jsonl").rows()[-1]["seconds"],
         **describe_machine(),
         "teacher": evaluations[-1],
         "evaluations": [{key: row.get(key) for key in _KEPT} for row in evaluations],

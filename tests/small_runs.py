@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from tiny import tiny_model
 
 from semidetr_hf import SemiDetrForObjectDetection, SemiDetrImageProcessor
@@ -48,6 +49,13 @@ def configure(folder: Path, **parts: dict[str, Any]) -> TrainingConfig:
 def build(config: TrainingConfig, model: SemiDetrForObjectDetection | None = None, **sources: Any) -> SemiDetrTrainer:
     processor = SemiDetrImageProcessor(size={"shortest_edge": SIZE, "longest_edge": SIZE})
     return SemiDetrTrainer(config, model or detector(), processor, augment=PLAIN, **sources)
+
+
+def forget_accelerator() -> None:
+    """Make the next run of a test one of its own: Accelerate keeps precision and accumulation for the process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
 
 
 def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -59,7 +59,8 @@ def test_head_of_every_example(path: Path) -> None:
 def test_train_ssod_makes_its_steps_and_leaves_what_it_promises(run: Path) -> None:
     steps = [row["step"] for row in JsonlLog(run / "log.jsonl").rows() if "loss" in row]
     assert steps == [1, 2]
-    assert sorted(path.name for path in run.iterdir()) == ["best", "config.yaml", "log.jsonl", "student", "teacher"]
+    written = ["best", "checkpoints", "config.yaml", "log.jsonl", "resources.jsonl", "student", "teacher"]
+    assert sorted(path.name for path in run.iterdir()) == written
     model = AutoModelForObjectDetection.from_pretrained(run / "best")
     assert model.config.id2label == {i: str(i) for i in range(10)}
     assert model.config.label2id == {str(i): i for i in range(10)}

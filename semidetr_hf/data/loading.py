@@ -7,8 +7,11 @@ Source: Semi-DETR's released code reads labeled and unlabeled images from one sa
 each batch; here the two sets have a loader each, so every batch has exactly the wanted number of both.
 """
 
+import atexit
 import logging
+import multiprocessing
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -280,6 +283,9 @@ def view_loader(
         batch_size: images in a batch; the last one may have fewer.
         num_workers: processes that make items; 0 = this one.
     """
+    if num_workers > 0:
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -287,4 +293,21 @@ def view_loader(
         collate_fn=dataset.collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_ignore_stop_signals,
+        # Of its own: a loader draws a seed for its workers, which must not move the random numbers of the training.
+        generator=torch.Generator().manual_seed(0),
     )
+
+
+def _ignore_stop_signals(_worker_id: int) -> None:
+    # They reach the whole process group. The workers end with the training process, and not before it has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    # At its exit multiprocessing asks processes like these by SIGTERM to end, and waits for ever if they ignore it.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report that they died
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

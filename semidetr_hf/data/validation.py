@@ -1,5 +1,6 @@
 """Checks of the data before training: what makes a run pointless stops it, what is merely odd becomes a warning."""
 
+import os
 import random
 from collections.abc import Sequence
 
@@ -81,7 +82,8 @@ def _require_same_categories(labeled: Source, val: Source) -> None:
 
 
 def _require_files(role: str, source: Source, indices: Sequence[int]) -> None:
-    missing = [path for path in map(source.path, indices) if not path.exists()]
+    # Unlike Path.exists, this is False for names that are too long and for folders that are closed.
+    missing = [path for path in map(source.path, indices) if not os.path.exists(path)]
     if missing:
         raise FileNotFoundError(
             f"{missing[0]}: this and {len(missing) - 1} more of {len(indices)} image files looked for in the {role} "
@@ -112,11 +114,12 @@ def _classes_without_boxes(labeled: Source) -> list[str]:
 
 
 def _shared_files(role: str, source: Source, val: Source) -> list[str]:
-    theirs = {path.resolve(): path.name for path in map(val.path, range(len(val)))}
+    # Unlike Path.resolve, realpath takes a link that points at itself for what it is: unreadable, as is found later.
+    theirs = {os.path.realpath(path): path.name for path in map(val.path, range(len(val)))}
     # Following links asks the disk about every part of a path, too slow for half a million; equal names are few.
-    names = {name for path, given in theirs.items() for name in (path.name, given)}
-    ours = {path.resolve() for path in map(source.path, range(len(source))) if path.name in names}
-    shared = [str(path) for path in theirs if path in ours]
+    names = {name for path, given in theirs.items() for name in (os.path.basename(path), given)}
+    ours = {os.path.realpath(path) for path in map(source.path, range(len(source))) if path.name in names}
+    shared = [path for path in theirs if path in ours]
     if not shared:
         return []
     return [

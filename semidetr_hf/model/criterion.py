@@ -99,10 +99,24 @@ def average_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def least_count() -> float:
+    """Return the lower bound of a mean count over processes: 1 for all of them together.
+
+    Then N processes give the loss of one with all their images, however few boxes there are. Official DINO and the
+    released Semi-DETR code bound the mean by 1.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return 1 / (torch.distributed.get_world_size() if distributed else 1)
+
+
+def average_count(count: Tensor) -> Tensor:
+    """Return the mean of a count over all processes, the normaliser of a loss, bounded by `least_count`."""
+    return average_over_processes(count).clamp(min=least_count())
+
+
 def average_num_boxes(targets: list[dict[str, Tensor]], device: torch.device) -> float:
-    """Return the mean number of boxes per process, at least 1: the normaliser of official DINO."""
-    num_boxes = torch.tensor(float(sum(len(target["class_labels"]) for target in targets)), device=device)
-    return max(average_over_processes(num_boxes).item(), 1.0)
+    """Return the mean number of boxes per process, see `average_count`."""
+    return average_count(torch.tensor(float(sum(len(t["class_labels"]) for t in targets)), device=device)).item()
 
 
 def sigmoid_focal_loss(logits: Tensor, is_class: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -273,7 +287,7 @@ class SetCriterion(nn.Module):
         if self.class_normalizer == "process":
             # Processes may have different numbers of denoising copies: boxes are averaged together with them.
             own = logits.new_tensor(float(sum(targets.counts) * copies))
-            class_boxes, box_boxes = max(own.item(), 1.0), max(average_over_processes(own).item(), 1.0)
+            class_boxes, box_boxes = max(own.item(), 1.0), average_count(own).item()
         totals = {
             "loss_ce": focal / class_boxes,
             "loss_bbox": focal.new_zeros(len(logits)).index_add(0, matches.set_index, l1) / box_boxes,

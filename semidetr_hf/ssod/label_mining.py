@@ -10,6 +10,7 @@ Source: Semi-DETR (arXiv 2307.08095), cost-based pseudo-label mining. Difference
   the center of the reliable component (rule "mean" here), which is here the one of the smaller fitted mean;
 - without any cost its threshold is 0, which selects nothing because there is nothing; here it is -inf;
 - if all costs are equal it fits nevertheless; here that value is the threshold, which selects the same;
+- of equally dense samples it takes the first, which depends on the order of images; here the cheapest;
 - it selects by index, here by mask, and it needs a process group, here a single process does without.
 
 Legend: B images, Q queries, C labels, G boxes of one image, N costs of all images of all processes, K matched pairs.
@@ -74,7 +75,8 @@ def fit_cost_mixture(costs: Tensor, *, rule: ThresholdRule) -> CostMixture | Non
             "query (gather_costs does), and look for diverged predictions if there is NaN"
         )
     # float64: variances are differences of squares, whose rounding in float32 exceeds the regularization below.
-    samples = costs.detach().cpu().double().numpy().reshape(-1, 1)  # (N, 1)
+    # Sorted: sums, and which of two equally dense samples comes first, would depend on the order of images and ranks.
+    samples = np.sort(costs.detach().cpu().double().numpy()).reshape(-1, 1)  # (N, 1)
     if len(samples) < 2 or samples.min() == samples.max():
         return None
     mixture = GaussianMixture(
@@ -142,10 +144,10 @@ def matched_costs(logits: Tensor, boxes: Tensor, targets: list[Target], matcher:
 
     Returns:
         Per image (G,) float32; +inf for a box that is left without a query because there are fewer queries than boxes.
-
-    Raises:
-        FloatingPointError: if a cost is not finite, with how many.
+        NaN for every box if predictions are not finite: an error here would leave other processes waiting.
     """
+    if not (logits.isfinite().all() and boxes.isfinite().all()):
+        return [boxes.new_full((len(target["boxes"]),), float("nan"), dtype=torch.float32) for target in targets]
     # The matcher knows nothing of this package's types, and a TypedDict is no dict to a type checker.
     padded = pad_targets(cast("list[dict[str, Tensor]]", targets), logits.device)
     matches = matcher(logits[None], boxes[None], class_labels=padded.class_labels[None], targets=padded)
@@ -170,8 +172,8 @@ def gather_costs(costs: list[Tensor]) -> Tensor:
         costs: per image of this process (G,) float; +inf, a box without a query, is left out.
 
     Returns:
-        (N,) float32 on the CPU, in the order of ranks, the same on every process. NaN stays, for `fit_cost_threshold`
-        to report on every process alike.
+        (N,) float32 on the CPU, in the order of ranks, the same on every process. NaN stays: all
+        processes see it.
     """
     own = torch.cat([torch.empty(0, dtype=torch.float32), *(image.detach().float().cpu() for image in costs)])
     own = own[own != float("inf")]

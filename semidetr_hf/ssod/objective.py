@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from semidetr_hf.model import SemiDetrForObjectDetection
-from semidetr_hf.model.criterion import DetectorPredictions, average_num_boxes
+from semidetr_hf.model.criterion import DetectorPredictions
 from semidetr_hf.model.decoder_queries import DecoderQueries
 from semidetr_hf.model.outputs import EncodedImages
+from semidetr_hf.ssod.divergence import num_boxes_of_finite, require_costs
 from semidetr_hf.ssod.label_mining import (
     ThresholdRule,
     fit_cost_threshold,
@@ -180,6 +181,9 @@ class SemiDetrObjective(nn.Module):
             teacher: labels the weak views.
             stage: how predictions are given to boxes.
             weights: what is 0 is not computed.
+
+        Raises:
+            DivergedError: on every process, if predictions of any are not finite.
         """
         labeled, unlabeled = batch.labeled, batch.unlabeled
         labeled_features = self.student.encode(labeled.view.pixel_values, labeled.view.pixel_mask)
@@ -207,10 +211,10 @@ class SemiDetrObjective(nn.Module):
             denoise=weights.denoises_pseudo_labels,
             extra_queries=None if queries is None else queries.strong,
         )
-        pseudo = _named("pseudo", self.compare(predictions, targets, stage))
+        pseudo = self.compare(predictions, targets, stage, what="predictions on unlabeled images")
         losses = StepLosses(
             supervised=supervised,
-            pseudo=pseudo,
+            pseudo=_named("pseudo", pseudo),
             candidates=[pair.strong for pair in candidates],
             confident=confident,
         )
@@ -227,7 +231,7 @@ class SemiDetrObjective(nn.Module):
     def supervised_losses(self, encoded: EncodedImages, targets: list[Target], stage: Stage) -> dict[str, Tensor]:
         """Decode labeled images, with denoising queries in both stages, and compare with their boxes."""
         predictions, _ = self.decode(encoded, targets, denoise=True)
-        return self.compare(predictions, targets, stage)
+        return self.compare(predictions, targets, stage, what="predictions on labeled images")
 
     def decode(
         self,
@@ -253,11 +257,13 @@ class SemiDetrObjective(nn.Module):
         num_extra = 0 if extra_queries is None else len(extra_queries)
         return predictions, decoded["intermediate_hidden_states"][:, :, :num_extra].transpose(0, 1)
 
-    def compare(self, predictions: DetectorPredictions, targets: list[Target], stage: Stage) -> dict[str, Tensor]:
+    def compare(
+        self, predictions: DetectorPredictions, targets: list[Target], stage: Stage, *, what: str
+    ) -> dict[str, Tensor]:
         """Return the detection losses of a stage; names as in `SetCriterion`, the same in both stages."""
         labels = _labels(targets)
         criterion = self.one_to_many if stage is Stage.ONE_TO_MANY else self.student.criterion
-        return criterion(predictions, labels, average_num_boxes(labels, self.student.device))
+        return criterion(predictions, labels, num_boxes_of_finite(predictions, labels, what=what))
 
     def find_candidates(
         self, teacher: EMATeacher, teacher_features: EncodedImages, unlabeled: UnlabeledBatch
@@ -290,6 +296,9 @@ class SemiDetrObjective(nn.Module):
 
         By cost, the matching queries are decoded once more, without gradient: they cannot be taken from the pass that
         trains, which already needs the choice.
+
+        Raises:
+            DivergedError: on every process, if costs of any are not numbers.
         """
         rules, labels = self.consistency, [pair.strong for pair in candidates]
         if rules.candidate_filter == "none":
@@ -314,7 +323,9 @@ class SemiDetrObjective(nn.Module):
             to_targets(labels, strong),
             self.student.criterion.matcher,
         )
-        threshold = fit_cost_threshold(gather_costs(costs), rule=rules.cost_threshold)
+        all_costs = gather_costs(costs)
+        require_costs(all_costs, own=costs)
+        threshold = fit_cost_threshold(all_costs, rule=rules.cost_threshold)
         return Mining(mine_pseudo_labels(costs, is_confident, threshold), costs, threshold)
 
     def consistency_queries(

@@ -26,7 +26,7 @@ from semidetr_hf.model.criterion import (
     DetectorPredictions,
     SetCriterion,
     StackedPredictions,
-    average_over_processes,
+    average_count,
     name_losses,
     stack_predictions,
 )
@@ -261,7 +261,7 @@ class OneToManyCriterion(nn.Module):
         """Return three losses per prediction set."""
         logits, boxes = predictions.logits, predictions.boxes
         # Reduced over processes also when nothing is assigned here: the others wait for it.
-        total_quality = average_over_processes(assignment.quality.sum(dim=(1, 2))).clamp(min=1.0)  # (P,)
+        total_quality = average_count(assignment.quality.sum(dim=(1, 2)))  # (P,)
         where = (assignment.target_index >= 0).nonzero(as_tuple=True)
         set_index, image_index, _ = where
         target_index = assignment.target_index[where]  # (K,)

@@ -24,9 +24,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import roi_align
 
 from semidetr_hf.model.box_ops import inverse_sigmoid, xyxy_to_cxcywh
+from semidetr_hf.model.criterion import average_over_processes
 from semidetr_hf.model.decoder_queries import DecoderQueries
 
 
@@ -58,21 +60,26 @@ class QueryProjector(nn.Module):
             rois: (R, D, S, S), see `roi_features`; R may be 0.
 
         Returns:
-            (R, D), not negative. With R = 0 no parameter takes part in it.
+            (R, D), not negative. With R = 0 every parameter has a gradient, of zeros: FSDP and DeepSpeed pair the
+            gradients of the processes by how many there are and in which order they come.
         """
-        if len(rois) == 0:
-            return rois.new_zeros((0, self.fc2.out_features))
-        features = F.relu(self.bn1(self.conv1(rois)))
-        features = F.relu(self.bn2(self.conv2(features)))
-        return F.relu(self.fc2(F.relu(self._normalize(self.fc1(features.flatten(1))))))
-
-    def _normalize(self, features: Tensor) -> Tensor:
-        if len(features) > 1 or not self.training:
-            return self.bn(features)
+        # Layers order their gradients differently for nothing at all, so one RoI of zeros stands in.
+        stand_in = len(rois) == 0
+        rois = rois.new_zeros(1, *rois.shape[1:]) if stand_in else rois
+        features = F.relu(_normalize(self.bn1, self.conv1(rois), running=stand_in))
+        features = F.relu(_normalize(self.bn2, self.conv2(features), running=stand_in))
         # One row has no variance: BatchNorm1d raises, and copies of the row would come out as the bias alone,
         # whatever the box shows.
-        bn = self.bn
-        return F.batch_norm(features, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        features = F.relu(_normalize(self.bn, self.fc1(features.flatten(1)), running=len(rois) == 1))
+        return F.relu(self.fc2(features))[: 0 if stand_in else None]
+
+
+def _normalize(norm: _BatchNorm, features: Tensor, *, running: bool) -> Tensor:
+    """Normalize, in training with the statistics of these features or, if `running`, of earlier ones."""
+    if running:
+        return F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    normalized: Tensor = norm(features)
+    return normalized
 
 
 def roi_level(boxes_xyxy: Tensor, num_levels: int, finest_scale: float = 56.0) -> Tensor:
@@ -275,8 +282,8 @@ def consistency_loss(
         student_hidden: (P, B, N, D), outputs of the decoder layers at the slots of `queries.strong`.
         teacher_hidden: (P, B, N, D), at those of `queries.weak`; gets no gradient.
         queries: which slots count.
-        rows: "real" = mean over real boxes. "all" = mean over all rows, dummies included, times the share of real
-            ones: what the released code computes. Equal without dummies.
+        rows: "real" = mean over real boxes, of all processes together. "all" = mean of each process over all rows,
+            dummies included, times the share of real ones: what the released code computes. Equal without dummies.
         unit_length: scale states to length 1 first, so that the error of a row is (2 - 2 cos) / D (released code);
             without it the states, which a layer norm has scaled to a length of about sqrt(D), err D times as much.
 
@@ -304,7 +311,10 @@ def consistency_loss(
     errors = (student - teacher).square().mean(dim=-1)  # (P, M)
     weights = queries.is_real.float()
     if rows == "real":
-        return (weights * errors).sum(dim=-1) / weights.sum().clamp(min=1)
+        # Reduced over processes also when nothing was mined here: the others wait for it. No lower bound of 1 as for
+        # boxes: the mean over a process may be a fraction of a row, and without any row there is nothing to divide.
+        num_real = average_over_processes(weights.sum())
+        return (weights * errors).sum(dim=-1) / torch.where(num_real > 0, num_real, 1)
     num_rows = max(len(weights), 1)
     return weights.sum() / num_rows * errors.sum(dim=-1) / num_rows
 

@@ -9,12 +9,18 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from semidetr_hf.model import SemiDetrForObjectDetection
 from semidetr_hf.model.decoder_queries import DecoderQueries
 from semidetr_hf.model.outputs import EncodedImages
 from semidetr_hf.ssod.pseudo_labels import suppress_duplicates
 from semidetr_hf.structures import PseudoLabels, View
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor, gathered from all processes if it is sharded; then every process must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class EMATeacher(nn.Module):
@@ -44,13 +50,13 @@ class EMATeacher(nn.Module):
         """Move the teacher towards the student: teacher <- momentum * teacher + (1 - momentum) * student.
 
         Args:
-            student: the unwrapped student.
+            student: the unwrapped student; its parameters may be sharded.
             momentum: 0 copies the student, 1 changes nothing (but buffers).
         """
-        theirs = dict(student.named_parameters())
+        theirs = {name: whole_tensor(parameter.detach()) for name, parameter in student.named_parameters()}
         ours = dict(self.detector.named_parameters())
         names = list(ours)
-        torch._foreach_lerp_([ours[n] for n in names], [theirs[n].detach() for n in names], 1 - momentum)
+        torch._foreach_lerp_([ours[n] for n in names], [theirs[n] for n in names], 1 - momentum)
         their_buffers = dict(student.named_buffers())
         for name, buffer in self.detector.named_buffers():
             buffer.copy_(their_buffers[name])
@@ -92,10 +98,10 @@ class EMATeacher(nn.Module):
         _, decoded = self.detector.decode(encoded, extra_queries=queries)
         return decoded["intermediate_hidden_states"][:, :, : len(queries)].transpose(0, 1)
 
-    def get_extra_state(self) -> dict[str, int]:
+    def get_extra_state(self) -> Tensor:
         """Return what the state dict holds besides weights: without the counter a resumed run would warm up again."""
-        return {"num_updates": self.num_updates}
+        return torch.tensor(self.num_updates)
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Take back what `get_extra_state` returned."""
-        self.num_updates = state["num_updates"]
+        self.num_updates = int(state)

@@ -12,14 +12,11 @@ from typing import Any, Literal, Self, get_type_hints
 
 import yaml
 
-from semidetr_hf.training.config_checks import check_names, check_types, require
+from semidetr_hf.data.splits import open_whole
+from semidetr_hf.training.config_checks import check_names, check_types, option, require
+from semidetr_hf.training.run_config import HealthConfig, RunConfig
 
-
-def option(default: Any = MISSING, *, help: str) -> Any:
-    """Return a dataclass field with a help text; a list default is copied for every instance."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+MAX_EDGE = 2**14  # pixels; one picture of this size fills a large GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +62,7 @@ class DataConfig:
         edges = self.short_edges
         require(self, "short_edges", bool(edges) and min(edges) >= 1, "one or more lengths of at least 1 pixel")
         require(self, "long_edge", self.long_edge >= max(edges), f"at least the largest short edge, {max(edges)}")
+        require(self, "long_edge", self.long_edge <= MAX_EDGE, f"at most {MAX_EDGE} pixels")
         require(self, "flip_probability", 0 <= self.flip_probability <= 1, "from 0 to 1")
         fraction = self.label_fraction
         require(self, "label_fraction", fraction is None or 0 < fraction < 1, "between 0 and 1, or none for all")
@@ -298,41 +296,6 @@ class ConsistencyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """How the run is carried out and recorded.
-
-    Raises:
-        ValueError: if a value has the wrong type or lies outside its range; the message names field, value and range.
-    """
-
-    output_dir: str = option(help="folder for checkpoints, logs and the resolved configuration")
-    seed: int = option(0, help="seed of everything random")
-    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", help="number format of the forward pass")
-    gradient_accumulation_steps: int = option(1, help="batches per optimizer step")
-    log_every: int = option(50, help="steps between two lines of the log")
-    eval_every: int = option(4000, help="steps between two evaluations")
-    evaluated_networks: list[str] = option(
-        ["student", "teacher"], help="networks that are evaluated and may become the best checkpoint"
-    )  # released code: the teacher alone
-    instruments: bool = option(
-        False,
-        help="measure pseudo-labels against known labels of the unlabeled images, and evaluate with and without NMS",
-    )
-    trackers: list[str] = option([], help="trackers of Accelerate to report to, such as tensorboard")
-    cpu: bool = option(False, help="train on the CPU even where there is an accelerator")
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(self, "output_dir", self.output_dir != "", "a folder")
-        require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
-        for name in ("gradient_accumulation_steps", "log_every", "eval_every"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        networks = self.evaluated_networks
-        known = bool(networks) and len(set(networks)) == len(networks) and set(networks) <= {"student", "teacher"}
-        require(self, "evaluated_networks", known, "one or both of student, teacher")
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """One whole training run.
 
@@ -347,6 +310,7 @@ class TrainingConfig:
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     run: RunConfig
 
     def __post_init__(self) -> None:
@@ -365,9 +329,13 @@ class TrainingConfig:
         return asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the configuration to a YAML file, in the order in which it is declared."""
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        Path(path).write_text(text, encoding="utf-8")
+        """Write the configuration to a YAML file, in the order in which it is declared.
+
+        Raises:
+            OSError: if it cannot be written; names the file. One that stood there stays as it was.
+        """
+        with open_whole(path) as file:
+            yaml.safe_dump(self.to_dict(), file, sort_keys=False, allow_unicode=True)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -381,7 +349,7 @@ class TrainingConfig:
         check_names("the configuration", values, known=set(sections), required=set())
         parts = {}
         for name, section in sections.items():
-            given = values.get(name) or {}
+            given = {} if values.get(name) is None else values[name]
             required = {f.name for f in fields(section) if f.default is MISSING and f.default_factory is MISSING}
             check_names(f"`{name}`", given, known={f.name for f in fields(section)}, required=required)
             parts[name] = section(**given)

@@ -1,7 +1,18 @@
-"""How a configuration says what is wrong with it: one line with the field, its value, and what is accepted."""
+"""Fields of a configuration, and how it says what is wrong with one: its name, its value, and what is accepted."""
 
+from dataclasses import MISSING, field
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+MAX_INT = 2**53  # exact as a floating-point number, too
+
+
+def option(default: Any = MISSING, *, help: str) -> Any:
+    """Return a dataclass field with a help text; a list default is copied for every instance."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 def require(config: object, name: str, holds: bool, accepted: str) -> None:
@@ -16,7 +27,9 @@ def check_names(where: str, given: Any, *, known: set[str], required: set[str]) 
         raise ValueError(f"{where} is {given!r}: must be a mapping of names to values")
     unknown = sorted(str(name) for name in given if name not in known)
     if unknown:
-        raise ValueError(f"{where} has unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        near = get_close_matches(unknown[0], known, n=1)
+        meant = f" (is {near[0]} meant?)" if near else ""
+        raise ValueError(f"{where} has unknown {', '.join(unknown)}{meant}; known are {', '.join(sorted(known))}")
     missing = sorted(required - set(given))
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}, which has no default")
@@ -30,6 +43,8 @@ def check_types(config: Any) -> None:
         if not _has_type(value, expected):
             hint = ", in YAML with a point (1.0e-4)" if isinstance(value, str) and _has_type(1.0, expected) else ""
             raise ValueError(f"{name}={value!r}: must be {_type_name(expected)}{hint}")
+        if isinstance(value, int) and abs(value) > MAX_INT:
+            raise ValueError(f"{name}={value!r}: must be at most {MAX_INT}, as every whole number")
 
 
 def _has_type(value: Any, expected: Any) -> bool:

@@ -93,6 +93,13 @@ class DetectionMetrics:
         values["per_class"] = {name: _none_if_nan(value) for name, value in self.per_class.items()}
         return {name: value if name == "per_class" else _none_if_nan(value) for name, value in values.items()}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DetectionMetrics":
+        """Return the metrics that `to_dict` was called on."""
+        numbers = {name: _nan_if_none(value) for name, value in values.items() if name != "per_class"}
+        per_class = {name: _nan_if_none(value) for name, value in values["per_class"].items()}
+        return cls(**numbers, per_class=per_class)
+
 
 def coco_metrics(
     ground_truth: dict[str, Any], detections: list[dict[str, Any]], *, max_detections: int = 100
@@ -345,3 +352,7 @@ def _mean(values: np.ndarray) -> float:
 
 def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _nan_if_none(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -8,11 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from semidetr_hf.data.coco import CocoSource
+from semidetr_hf.data.sources import Source
 from semidetr_hf.ssod.label_mining import ThresholdRule, fit_cost_mixture, gather_costs
 from semidetr_hf.ssod.objective import StepLosses
 from semidetr_hf.structures import PseudoLabels, UnlabeledBatch
+from semidetr_hf.training.config import TrainingConfig
 from semidetr_hf.training.metrics import JsonlLog
-from semidetr_hf.training.pseudo_label_quality import HiddenLabels, QualityCounts, count_matches, is_correct
+from semidetr_hf.training.pseudo_label_quality import (
+    HiddenLabels,
+    QualityCounts,
+    count_matches,
+    hidden_labels,
+    is_correct,
+)
 
 
 class Instruments:
@@ -26,16 +35,23 @@ class Instruments:
         folder: where the main process writes; None to write nothing.
         rule: rule of the cost threshold.
         record_costs_every: steps between two lines of `costs.jsonl`.
+        start: number of the step to begin with; lines of later ones are removed.
     """
 
     def __init__(
-        self, hidden: HiddenLabels, folder: Path | None, *, rule: ThresholdRule, record_costs_every: int
+        self,
+        hidden: HiddenLabels,
+        folder: Path | None,
+        *,
+        rule: ThresholdRule,
+        record_costs_every: int,
+        start: int = 0,
     ) -> None:
         self.hidden = hidden
         self.rule: ThresholdRule = rule
         self.record_costs_every = record_costs_every
-        self._steps = None if folder is None else _new_log(folder / "pseudo_labels.jsonl")
-        self._costs = None if folder is None else _new_log(folder / "costs.jsonl")
+        self._steps = None if folder is None else _open_log(folder / "pseudo_labels.jsonl", start)
+        self._costs = None if folder is None else _open_log(folder / "costs.jsonl", start)
         self._sums: dict[str, QualityCounts] = {}
 
     def observe(self, step: int, losses: StepLosses, unlabeled: UnlabeledBatch) -> None:
@@ -75,6 +91,14 @@ class Instruments:
         self._sums.clear()
         return row
 
+    def state(self) -> dict[str, dict[str, float]]:
+        """Return the counts since the last `compute` as plain numbers."""
+        return {name: dict(vars(count)) for name, count in self._sums.items()}
+
+    def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take back what `state` returned."""
+        self._sums = {name: QualityCounts(**count) for name, count in state.items()}
+
     def _record_costs(self, step: int, losses: StepLosses, unlabeled: UnlabeledBatch) -> None:
         # Every process takes part in gathering; what is right is known of the own images only.
         mixture = fit_cost_mixture(gather_costs(losses.costs), rule=self.rule)
@@ -102,6 +126,30 @@ class Instruments:
         )
 
 
-def _new_log(path: Path) -> JsonlLog:
-    path.unlink(missing_ok=True)
-    return JsonlLog(path)
+def _open_log(path: Path, start: int) -> JsonlLog:
+    log = JsonlLog(path)
+    log.cut_after(start - 1)
+    return log
+
+
+def build_instruments(config: TrainingConfig, unlabeled: Source, folder: Path | None, *, start: int) -> Instruments:
+    """Return the instruments of a run.
+
+    Args:
+        config: of the run.
+        unlabeled: images whose labels are known after all.
+        folder: where the main process writes; None to write nothing.
+        start: number of the step to begin with.
+
+    Raises:
+        ValueError: if the images have no labels.
+    """
+    if not isinstance(unlabeled, CocoSource) or unlabeled.num_boxes == 0:
+        raise ValueError("instruments=True: the unlabeled images have no labels; use label_fraction, or leave it out")
+    return Instruments(
+        hidden_labels(unlabeled),
+        folder,
+        rule=config.consistency.cost_threshold,
+        record_costs_every=config.run.log_every,
+        start=start,
+    )

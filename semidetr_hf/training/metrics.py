@@ -2,11 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
+
+from semidetr_hf.data.splits import open_whole
 
 
 class RunningMeans:
@@ -31,6 +34,25 @@ class RunningMeans:
         """Return the means by name, in the order of their first update; empty when nothing was added."""
         return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
 
+    def state(self) -> dict[str, dict[str, float]]:
+        """Return sums and counts as plain numbers, from which `restore` goes on to the same means."""
+        return {"sums": {name: float(total) for name, total in self._sums.items()}, "counts": dict(self._counts)}
+
+    def restore(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Take back what `state` returned."""
+        self._sums = dict(state["sums"])
+        self._counts = {name: int(count) for name, count in state["counts"].items()}
+
+    @classmethod
+    def merged(cls, states: Sequence[Mapping[str, Mapping[str, float]]]) -> Self:
+        """Return the means over several processes, from the `state` of each."""
+        means = cls()
+        for state in states:
+            for name, total in state["sums"].items():
+                means._sums[name] = means._sums.get(name, 0.0) + total
+                means._counts[name] = means._counts.get(name, 0) + int(state["counts"][name])
+        return means
+
     def reset(self) -> None:
         """Forget everything."""
         self._sums.clear()
@@ -41,33 +63,59 @@ class JsonlLog:
     """A file that grows by one JSON object per line and is complete after every line.
 
     Opened on an existing file it goes on at its end; a last line that was cut off, as by a crash, is removed first.
+
+    Raises:
+        OSError: if it cannot be opened, as when it is a folder.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{self.path}: a folder is where this file of the run belongs; move it away")
         if self.path.exists():
             whole = self.path.read_bytes()
             complete = whole[: whole.rfind(b"\n") + 1]
             if complete != whole:
-                self.path.write_bytes(complete)
+                os.truncate(self.path, len(complete))  # at no moment are there fewer lines than before
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one line.
 
         Args:
-            row: `step`, `time` in seconds, losses, learning rate and the like; values as JSON has them, at any depth.
+            row: `step`, losses, learning rate and the like; values as JSON has them, at any depth.
 
         Raises:
             ValueError: if a number is nan or infinite; the message names it and nothing is written.
+            OSError: if the file cannot be written.
         """
         for name, value in _numbers("", row):
             if not math.isfinite(value):
                 raise ValueError(
                     f"{self.path}: {name}={value} at step {row.get('step')} is not finite; nothing written"
                 )
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(row)) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"{self.path}: cannot be written ({error.strerror}); make room or restore the folder, and go on from "
+                "the last checkpoint"
+            ) from error
+
+    def cut_after(self, step: int) -> None:
+        """Remove the rows of later steps, such as a run wrote after the checkpoint from which it goes on.
+
+        Raises:
+            OSError: if the file cannot be written; it stays as it was.
+        """
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line, row in zip(lines, self.rows(), strict=True) if row["step"] <= step]
+        if len(kept) < len(lines):
+            with open_whole(self.path) as file:
+                file.writelines(kept)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what was written so far, oldest first; empty if nothing was.

@@ -2,15 +2,14 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import timm
 import torch
-import yaml
 from transformers import HfArgumentParser
 
 from semidetr_hf.data.coco import CocoSource
@@ -25,8 +24,9 @@ from semidetr_hf.ssod.query_consistency import QueryProjector
 from semidetr_hf.ssod.schedule import StageSchedule
 from semidetr_hf.training import presets
 from semidetr_hf.training.backbone_weights import load_backbone_weights
-from semidetr_hf.training.checkpoints import reading_detector
 from semidetr_hf.training.config import MatchingConfig, ModelConfig, TrainingConfig
+from semidetr_hf.training.config_files import read_yaml
+from semidetr_hf.training.saved_detectors import reading_quietly, require_whole
 
 logger = logging.getLogger(__name__)
 
@@ -120,25 +120,6 @@ def _warn_of_overridden(method: str, defaults: dict[str, dict[str, Any]], values
         logger.warning("--method %s: --config decides otherwise on %s", method, ", ".join(overridden))
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not YAML, or does not hold a mapping whose values are mappings.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such configuration file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict) or not all(isinstance(part, dict | None) for part in values.values()):
-        raise ValueError(f"{path}: must hold sections such as `data:` with one `name: value` per line below them")
-    return values
-
-
 def open_sources(config: TrainingConfig) -> Sources:
     """Open the labeled, unlabeled and validation images of a run.
 
@@ -159,9 +140,15 @@ def open_sources(config: TrainingConfig) -> Sources:
     labeled = _open_coco("labeled", data.labeled, data.labeled_images, corners=corners)
     unlabeled: Source | None = None
     if data.unlabeled is not None:
-        unlabeled = open_source(data.unlabeled, data.unlabeled_images, labeled=False)
+        with _opening("unlabeled"):
+            unlabeled = open_source(data.unlabeled, data.unlabeled_images, labeled=False)
     elif data.label_fraction is not None:
         kept, lost = labeled_subset(labeled.image_ids, fraction=data.label_fraction, fold=data.fold)
+        if not lost:
+            raise ValueError(
+                f"label_fraction={data.label_fraction}: leaves none of the {len(kept)} images of {data.labeled} "
+                "unlabeled; leave it out, or give more images"
+            )
         labeled, unlabeled = labeled.subset(kept), labeled.subset(lost)
     val = None
     if data.val is not None:
@@ -179,10 +166,21 @@ def _open_coco(
     corners: Corners | None,
     categories: Categories | None = None,
 ) -> CocoSource:
-    source = open_source(path, image_folder, corners=corners, categories=categories)
+    with _opening(field):
+        source = open_source(path, image_folder, corners=corners, categories=categories)
     if not isinstance(source, CocoSource):
         raise ValueError(f"{field}={path!r}: must be a COCO json or Pascal VOC XML files")
     return source
+
+
+@contextmanager
+def _opening(field: str) -> Iterator[None]:
+    """Name the field of the run where a source names its own argument."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(str(error).replace("image_folder", f"{field}_images")) from error
 
 
 def build_model(config: TrainingConfig, source: Source) -> SemiDetrForObjectDetection:
@@ -196,13 +194,17 @@ def build_model(config: TrainingConfig, source: Source) -> SemiDetrForObjectDete
 
     Raises:
         FileNotFoundError: if a file of weights or `init_from` does not exist.
-        ValueError: if the backbone is unknown, its weights do not fit, `init_from` holds no whole detector, or
-            contradicts another field.
+        ValueError: if there is no category, the backbone is unknown, its weights do not fit, or `init_from` holds no
+            whole detector or contradicts another field.
         ConnectionError: if weights cannot be downloaded.
     """
     torch.manual_seed(config.run.seed)
     choice, matching = config.model, config.matching
     names = source.category_names
+    if not names:
+        raise ValueError(
+            f"{source.name}: lists no category, so there is nothing to find; give it categories and boxes"
+        )
     values: dict[str, Any] = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: label for label, name in enumerate(names)},
@@ -244,21 +246,22 @@ def _load_detector(choice: ModelConfig, values: dict[str, Any]) -> SemiDetrForOb
             f"backbone_weights={choice.backbone_weights!r} would not be read: init_from={choice.init_from!r} "
             "brings its own; leave one of them out"
         )
-    with reading_detector("init_from", str(choice.init_from)):
+    with reading_quietly("init_from", str(choice.init_from)):
+        content, _ = SemiDetrConfig.get_config_dict(str(choice.init_from))
+        kind = content.get("model_type") if isinstance(content, dict) else content
+        if kind != SemiDetrConfig.model_type:
+            raise ValueError(f"its config.json is of the model_type {kind!r}, not {SemiDetrConfig.model_type!r}")
         stored = SemiDetrConfig.from_pretrained(str(choice.init_from))
         if stored.label_embedding_rows is not None and stored.label_embedding_rows < len(values["id2label"]):
             # The table of a converted checkpoint has as many rows as its data set needed; a new one has enough.
             values["label_embedding_rows"] = None
         loaded: Any = SemiDetrForObjectDetection.from_pretrained(
-            choice.init_from, **values, ignore_mismatched_sizes=True, output_loading_info=True
+            choice.init_from, **values, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
         model, report = loaded
         # transformers sets the fields given here one by one, unchecked; a label table may be too short for them.
         model.config.validate()
-        fresh = sorted(key for key, *_ in report["mismatched_keys"])
-        lost = [key for key in fresh if not key.startswith(_DEPEND_ON_CLASSES)] + sorted(report["missing_keys"])
-        if lost:
-            raise ValueError(f"the weights do not fit the config.json beside them, or are not there: {lost[0]} ...")
+        fresh = require_whole(model, report, may_differ=_DEPEND_ON_CLASSES)
     logger.info(
         "detector of its own size loaded from %s; started anew: %s", choice.init_from, ", ".join(fresh) or "nothing"
     )

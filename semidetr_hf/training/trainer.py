@@ -1,73 +1,59 @@
 """The training loop: supervised burn-in, then student and teacher, on any number of processes by Accelerate.
 
 A run without unlabeled images is plain supervised training with an averaged copy of the network beside it, and serves
-as the baseline of a semi-supervised one.
+as the baseline of a semi-supervised one. A run that was interrupted goes on from its newest checkpoint as if nothing
+had happened.
 """
 
-import copy
 import logging
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 from semidetr_hf.data.augment import AugmentConfig
 from semidetr_hf.data.coco import CocoSource
-from semidetr_hf.data.loading import LabeledDataset, PassSampler, UnlabeledDataset, view_loader
+from semidetr_hf.data.images import UnreadableImageError
+from semidetr_hf.data.loading import LabeledDataset, UnlabeledDataset
 from semidetr_hf.data.sources import Source
 from semidetr_hf.data.validation import check_sources
 from semidetr_hf.model import SemiDetrForObjectDetection, SemiDetrImageProcessor
-from semidetr_hf.ssod.objective import StepLosses
 from semidetr_hf.ssod.teacher import EMATeacher
-from semidetr_hf.structures import LabeledBatch, LossWeights, SemiBatch, Stage, UnlabeledBatch
-from semidetr_hf.training.checkpoints import save_detector
+from semidetr_hf.structures import SemiBatch, Stage
+from semidetr_hf.training.accelerator import build_accelerator
+from semidetr_hf.training.batches import TrainingBatches
+from semidetr_hf.training.checkpoints import Checkpoint, RunCheckpoints, restore, roll_back
 from semidetr_hf.training.config import TrainingConfig
-from semidetr_hf.training.evaluation import DetectionMetrics, evaluate
-from semidetr_hf.training.instruments import Instruments
-from semidetr_hf.training.metrics import JsonlLog, RunningMeans, flatten
+from semidetr_hf.training.evaluation import DetectionMetrics
+from semidetr_hf.training.health import build_health
+from semidetr_hf.training.instruments import build_instruments
+from semidetr_hf.training.interruption import StopSignals
+from semidetr_hf.training.networks import BestNetwork, RunNetworks
 from semidetr_hf.training.optimizer import build_optimizer, build_scheduler
-from semidetr_hf.training.pseudo_label_quality import hidden_labels
+from semidetr_hf.training.processes import fingerprint, from_main_process, require_same
+from semidetr_hf.training.records import RunRecords
+from semidetr_hf.training.resources import ResourceMeter
+from semidetr_hf.training.result import TrainingResult
+from semidetr_hf.training.resuming import (
+    claimed,
+    prepare_output_folder,
+    require_same_run,
+    set_later_aside,
+    settings_of,
+)
 from semidetr_hf.training.setup import build_objective, build_schedule
+from semidetr_hf.training.step import TrainingStep
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a run ends with.
-
-    Attributes:
-        student: metrics of the student after the last step, None without validation images.
-        teacher: the same of the teacher.
-        best: metrics of the checkpoint in `best/`, None without validation images.
-        best_network: "student" or "teacher".
-        best_step: after how many optimizer steps it was taken.
-        num_unreadable: training images that were drawn but could not be read; others were taken instead.
-        seconds: wall-clock time of the run.
-    """
-
-    student: DetectionMetrics | None
-    teacher: DetectionMetrics | None
-    best: DetectionMetrics | None
-    best_network: str | None
-    best_step: int | None
-    num_unreadable: int
-    seconds: float
 
 
 class SemiDetrTrainer:
     """Train a detector from labeled and, if there are any, unlabeled images.
 
-    The output folder receives `config.yaml`, `log.jsonl`, `student/` and `teacher/` (after the last step) and `best/`
-    (the better network at the best evaluation); each of the three loads with
+    The output folder receives `config.yaml`, `log.jsonl` (what depends on settings and seed alone), `resources.jsonl`
+    (what depends on the machine), `student/` and `teacher/` (at every evaluation), `best/` (the better network at the
+    best evaluation), and `checkpoints/`, from which the run can go on. Each of the three networks loads with
     `AutoModelForObjectDetection.from_pretrained`.
 
     Args:
@@ -81,7 +67,9 @@ class SemiDetrTrainer:
 
     Raises:
         ValueError, FileNotFoundError: if the data makes the run pointless, see `check_sources`.
-        ValueError: if a tracker is unknown or not installed; names it.
+        ValueError: if a tracker is unknown or not installed; names it. If processes were started with different
+            settings or data. If `resume` asks for a checkpoint of another run, or one that cannot be read.
+        FileExistsError: if the output folder holds an earlier run that is neither resumed nor to be overwritten.
     """
 
     def __init__(
@@ -97,275 +85,161 @@ class SemiDetrTrainer:
     ):
         self.config = config
         self.image_processor = image_processor
-        self.val = val
         self.output_dir = Path(config.run.output_dir)
-        self.accelerator = Accelerator(
-            cpu=config.run.cpu,
-            mixed_precision=config.run.mixed_precision,
-            gradient_accumulation_steps=config.run.gradient_accumulation_steps,
-            log_with=config.run.trackers or None,
-            project_dir=str(self.output_dir),
-            # Images without boxes leave some parameters without a gradient in a step.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
-        missing = set(config.run.trackers) - {str(tracker) for tracker in self.accelerator.log_with}
-        if missing:
-            raise ValueError(f"trackers={config.run.trackers}: unknown or not installed: {', '.join(sorted(missing))}")
+        self.accelerator = build_accelerator(config)
+        self.main = self.accelerator.is_main_process
+        unlabeled = unlabeled if config.schedule.unsupervised_weight > 0 else None
         warnings = check_sources(labeled, unlabeled, val, seed=config.run.seed)
-        if self.accelerator.is_main_process:
-            for warning in warnings:
-                logger.warning(warning)
+        for warning in warnings if self.main else []:
+            logger.warning(warning)
+        self.settings = settings_of(config, labeled=labeled, unlabeled=unlabeled, val=val)
+        require_same(self.accelerator, {**self.settings, "the weights of the model": fingerprint(model)})
+        self.checkpoints = RunCheckpoints(self.output_dir / "checkpoints", config.run.keep_checkpoints)
+        checkpoint = prepare_output_folder(config.run, self.checkpoints, self.accelerator)
+        if checkpoint is not None:
+            require_same_run(checkpoint, self.settings, num_steps=config.schedule.num_steps)
+            set_later_aside(self.checkpoints, checkpoint.step, self.accelerator)
+        self.step = 0 if checkpoint is None else checkpoint.step
+        self.stopped_by: str | None = None
+        self._saved_step: int | None = None
+        self._build(model, labeled, unlabeled, val, augment)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    def _build(
+        self,
+        model: SemiDetrForObjectDetection,
+        labeled: Source,
+        unlabeled: Source | None,
+        val: CocoSource | None,
+        augment: AugmentConfig | None,
+    ) -> None:
+        """Build what the steps need: networks, optimizer, batches."""
+        config = self.config
         set_seed(config.run.seed)
-        schedule = config.schedule
         self.schedule = build_schedule(config)
         self.student = model.to(self.accelerator.device)
         self.teacher = EMATeacher(self.student)
-        has_unlabeled = unlabeled is not None and schedule.unsupervised_weight > 0
-        objective = build_objective(config, self.student, has_unlabeled=has_unlabeled)
+        objective = build_objective(config, self.student, has_unlabeled=unlabeled is not None)
         optimizer = build_optimizer(objective, config.optimizer)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
-        self.scheduler = build_scheduler(optimizer, config.optimizer, schedule.num_steps)
+        self.scheduler = build_scheduler(optimizer, config.optimizer, config.schedule.num_steps)
+        self.accelerator.register_for_checkpointing(self.scheduler)
         self.augment = augment or AugmentConfig(
             short_edges=tuple(config.data.short_edges),
             long_edge=config.data.long_edge,
             flip_probability=config.data.flip_probability,
         )
-        self.datasets: list[LabeledDataset | UnlabeledDataset] = []
-        data, seed = config.data, config.run.seed
-        views = (self.augment, image_processor.image_mean, image_processor.image_std)
-        self.labeled_batches: Iterator[LabeledBatch] = self._batches(
-            LabeledDataset(labeled, *views), data.labeled_batch_size, num_steps=schedule.num_steps, seed=seed
+        views = (self.augment, self.image_processor.image_mean, self.image_processor.image_std)
+        self.batches = TrainingBatches(
+            config,
+            self.schedule,
+            self.accelerator,
+            labeled=LabeledDataset(labeled, *views),
+            unlabeled=None if unlabeled is None else UnlabeledDataset(unlabeled, *views),
+            start=self.step,
         )
-        self.unlabeled_batches: Iterator[UnlabeledBatch] | None = None
-        if unlabeled is not None and schedule.unsupervised_weight > 0:
-            steps = schedule.num_steps - schedule.burn_in_steps
-            self.unlabeled_batches = self._batches(
-                UnlabeledDataset(unlabeled, *views), data.unlabeled_batch_size, num_steps=steps, seed=seed + 1
-            )
         self.instruments = None
-        if config.run.instruments and self.unlabeled_batches is not None:
-            self.instruments = self._instruments(unlabeled)
-        self.step = 0
-        self.best: tuple[DetectionMetrics, str, int] | None = None
-
-    def _instruments(self, unlabeled: Source | None) -> Instruments:
-        if not isinstance(unlabeled, CocoSource) or unlabeled.num_boxes == 0:
-            raise ValueError(
-                "instruments=True: the unlabeled images have no labels; use label_fraction, or leave it out"
-            )
-        return Instruments(
-            hidden_labels(unlabeled),
-            self.output_dir if self.accelerator.is_main_process else None,
-            rule=self.config.consistency.cost_threshold,
-            record_costs_every=self.config.run.log_every,
+        if config.run.instruments and unlabeled is not None:
+            folder = self.output_dir if self.main else None
+            self.instruments = build_instruments(config, unlabeled, folder, start=self.step)
+        self.make_step = TrainingStep(
+            accelerator=self.accelerator,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            student=self.student,
+            teacher=self.teacher,
+            schedule=self.schedule,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            observe=None if self.instruments is None else self.instruments.observe,
         )
-
-    def _batches(
-        self, dataset: LabeledDataset | UnlabeledDataset, batch_size: int, *, num_steps: int, seed: int
-    ) -> Iterator[Any]:
-        """Return the batches of this process for so many optimizer steps."""
-        self.datasets.append(dataset)
-        draws = num_steps * self.config.run.gradient_accumulation_steps * batch_size * self.accelerator.num_processes
-        sampler = PassSampler(len(dataset), draws, seed=seed)
-        loader = view_loader(dataset, sampler, batch_size=batch_size, num_workers=self.config.data.num_workers)
-        return iter(self.accelerator.prepare(loader))
+        self.networks = RunNetworks(
+            accelerator=self.accelerator,
+            networks={"student": self.student, "teacher": self.teacher.detector},
+            evaluated=config.run.evaluated_networks,
+            image_processor=self.image_processor,
+            nms_iou=config.pseudo_labels.nms_iou,
+            val=val,
+            batch_size=config.data.labeled_batch_size,
+            folder=self.output_dir,
+        )
+        self.records = RunRecords(self.accelerator, self.output_dir)
+        if self.accelerator.num_processes > 1:
+            set_seed(config.run.seed, device_specific=True)  # each process draws noise of its own
+        self.health = build_health(config)
 
     def train(self) -> TrainingResult:
-        """Run all steps, evaluate, and write the networks.
+        """Run the steps that are left, evaluate, and write networks and checkpoints.
+
+        SIGTERM and Ctrl-C end the run after the present step, with a checkpoint.
 
         Raises:
-            FloatingPointError: if a loss or a gradient is not finite; names the losses and images.
+            FloatingPointError: if too many steps in a row are not finite; names losses and images. A checkpoint is
+                written before.
+            OSError: if images cannot be read any more, or the output folder cannot be written.
         """
-        run, schedule = self.config.run, self.config.schedule
-        main = self.accelerator.is_main_process
-        if main:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            self.config.save(self.output_dir / "config.yaml")
-        self.accelerator.init_trackers("semidetr", config=flatten(self.config.to_dict()))
-        log = self._new_log() if main else None
-        means = RunningMeans()
-        started = time.monotonic()
-        metrics: dict[str, DetectionMetrics] = {}
-
-        with tqdm(total=schedule.num_steps, desc=self._phase(), disable=not main, dynamic_ncols=True) as bar:
-            while self.step < schedule.num_steps:
-                means.update(self.train_step())
+        run, num_steps = self.config.run, self.config.schedule.num_steps
+        self._begin()
+        bar = tqdm(total=num_steps, initial=self.step, desc=self._phase(), disable=not self.main, dynamic_ncols=True)
+        claim, told = claimed(self.output_dir, self.accelerator), self.batches.telling_dead_workers()
+        with claim, StopSignals() as signals, bar, told:
+            while self.step < num_steps and self.stopped_by is None:
+                failure = None
+                try:
+                    self.records.add(self.train_step())
+                except FloatingPointError as error:
+                    failure = error  # ends the run when everything that is due has been written
                 self.step += 1
                 bar.update()
                 bar.set_description(self._phase(), refresh=False)
-                last = self.step == schedule.num_steps
+                last, best = self.step == num_steps, self.networks.best
 
                 # Once in a while: log.
                 if self.step % run.log_every == 0 or last:
-                    row = means.compute() | {"learning_rate": self.scheduler.get_last_lr()[-1]}
-                    row |= {"unreadable_images": self._num_unreadable()} if last else {}
-                    row |= self.instruments.compute() if self.instruments is not None else {}
-                    means.reset()
-                    self._record(log, row, started)
-                    bar.set_postfix(loss=f"{row['loss']:.2f}", pseudo_labels=f"{row.get('pseudo_labels', 0):.1f}")
+                    bar.set_postfix(self._log_means(last))
 
-                # Once in a while: keep both networks, so that a run that breaks off leaves something.
+                # Once in a while: write both networks, evaluate them and keep the better one.
                 if self.step % run.eval_every == 0 or last:
-                    for name, detector in self.networks.items():
-                        self._save(detector, name)
+                    self.networks.write(self._last_stage)
+                    self._log_evaluation()
 
-                # Once in a while: evaluate the networks and keep the best one.
-                if self.val is not None and (self.step % run.eval_every == 0 or last):
-                    metrics = self.evaluate()
-                    row = {f"{name}/{key}": value for name, m in metrics.items() for key, value in m.to_dict().items()}
-                    row |= self.evaluate_with_and_without_nms(metrics) if run.instruments else {}
-                    self._record(log, row, started)
-
-        num_unreadable = self._num_unreadable()
-        for batches in filter(None, (self.labeled_batches, self.unlabeled_batches)):
-            next(batches, None)  # runs the loaders to their end, which ends their workers
-        self.accelerator.end_training()
-        best, network, step = self.best or (None, None, None)
-        return TrainingResult(
-            student=metrics.get("student"),
-            teacher=metrics.get("teacher"),
-            best=best,
-            best_network=network,
-            best_step=step,
-            num_unreadable=num_unreadable,
-            seconds=time.monotonic() - started,
-        )
-
-    def _new_log(self) -> JsonlLog:
-        path = self.output_dir / "log.jsonl"
-        if path.exists():
-            logger.warning("%s is replaced: the folder holds an earlier run", path)
-            path.unlink()
-        return JsonlLog(path)
-
-    def _num_unreadable(self) -> int:
-        """Return how many images could not be read so far, on all processes and in all loader workers together."""
-        flags = [dataset.is_unreadable.to(self.accelerator.device, torch.int64) for dataset in self.datasets]
-        return sum(int((self.accelerator.reduce(flag) > 0).sum()) for flag in flags)
+                # Once in a while: write a checkpoint, from which the run can go on.
+                self.stopped_by = None if last else signals.on_any_process(self.accelerator)
+                due = self.step % (run.save_every or min(run.eval_every, 1000)) == 0 or self.networks.best is not best
+                if due or last or self.stopped_by is not None or failure is not None:
+                    self.save_checkpoint()
+                if failure is not None:
+                    raise failure
+        return self._end()
 
     def train_step(self) -> dict[str, float]:
-        """Make one optimizer step and return its numbers, means over the accumulated batches."""
-        self.objective.train()
-        means = RunningMeans()
-        for _ in range(self.config.run.gradient_accumulation_steps):
-            with self.accelerator.accumulate(self.objective):
-                means.update(self._accumulate(self._next_batch()))
-        self._share_buffers()
-        # The copy that the teacher began as was update 0: it is the running average of all students from the first on.
-        self.teacher.update(self.student, self.schedule.ema_momentum(self.teacher.num_updates + 1))
-        if self.unlabeled_batches is not None and self.schedule.ends_burn_in(self.step):
-            # Both networks go on from the averaged weights, the better ones.
-            self.student.load_state_dict(self.teacher.detector.state_dict())
-        return means.compute()
+        """Make one optimizer step, or leave it out if it is not finite, and return its numbers.
 
-    def _share_buffers(self) -> None:
-        """Give every process the running statistics of the first one; only gradients are averaged by themselves."""
-        if self.accelerator.num_processes > 1:
-            # Frozen norms are of another class; they are the same everywhere and stay so.
-            for norm in (module for module in self.objective.modules() if isinstance(module, _BatchNorm)):
-                for buffer in norm.buffers():
-                    broadcast(buffer)
-
-    def _accumulate(self, batch: SemiBatch) -> dict[str, Tensor | float]:
-        """Add the gradients of one batch; make the optimizer step if it is the last of its step."""
-        stage = self.schedule.stage_at(self.step)
-        weights = self.schedule.loss_weights(stage)
-        try:
-            with self.accelerator.autocast():
-                losses = self.objective(batch, self.teacher, stage, weights)
-        except FloatingPointError as error:
-            # Predictions that are not finite cannot be matched, and the matcher does not know the images.
-            raise FloatingPointError(f"{self._describe_bad_step('predictions', batch)} ({error})") from error
-        loss = self._weigh(losses, weights)
-        named = losses.supervised | losses.pseudo | losses.consistency
-        if not torch.isfinite(loss):
-            bad = [name for name, value in named.items() if not torch.isfinite(value)]
-            raise FloatingPointError(self._describe_bad_step(f"losses {', '.join(bad)}", batch))
-        self.accelerator.backward(loss)
-        numbers: dict[str, Tensor | float] = {"loss": loss.detach(), **named}
-        if batch.unlabeled is not None:
-            numbers |= losses.pseudo_label_numbers()
-            if self.instruments is not None:
-                self.instruments.observe(self.step, losses, batch.unlabeled)
-        if self.accelerator.sync_gradients:
-            parameters = self.objective.parameters()
-            norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm)
-            # The loss scaler of fp16 leaves out steps with infinite gradients; nothing else does.
-            if torch.isfinite(norm):
-                numbers["gradient_norm"] = norm
-            elif self.accelerator.scaler is None:
-                raise FloatingPointError(self._describe_bad_step("gradients", batch))
-        self.optimizer.step()
-        if self.accelerator.sync_gradients:
-            self.scheduler.step()
-        self.optimizer.zero_grad()
-        return numbers
-
-    def _weigh(self, losses: StepLosses, weights: LossWeights) -> Tensor:
-        """Return the total loss: L_sup + w_u * L_pseudo + w_c * sum of the consistency of all layers."""
-        total = self.student.weigh(losses.supervised)
-        if losses.pseudo:
-            total = total + weights.pseudo * self.student.weigh(losses.pseudo)
-        if losses.consistency:
-            total = total + weights.consistency * torch.stack(list(losses.consistency.values())).sum()
-        return total
+        Raises:
+            FloatingPointError: if too many in a row were left out.
+        """
+        repeats = self.config.run.gradient_accumulation_steps
+        # All of them first: images that cannot be read must not end the run, and save it, within a step.
+        result = self.make_step(self.step, [self._next_batch() for _ in range(repeats)])
+        if self.batches.unlabeled is not None and self.schedule.ends_burn_in(self.step):
+            self.make_step.take_over_teacher()
+        if result.trouble is None:
+            self.health.steps.made()
+        else:
+            self._warn(self.health.steps.skipped(self.step, result.trouble))
+        return result.numbers
 
     def _next_batch(self) -> SemiBatch:
-        unlabeled = None
-        if self.unlabeled_batches is not None and self.schedule.uses_unlabeled(self.step):
-            unlabeled = next(self.unlabeled_batches)
-        return SemiBatch(labeled=next(self.labeled_batches), unlabeled=unlabeled)
-
-    def _describe_bad_step(self, what: str, batch: SemiBatch) -> str:
-        images = list(batch.labeled.image_ids)
-        images += batch.unlabeled.image_ids if batch.unlabeled is not None else []
-        return (
-            f"step {self.step}: the {what} are not finite on images {images}; "
-            "lower learning_rate or max_grad_norm, or leave these images out"
-        )
-
-    @property
-    def networks(self) -> dict[str, SemiDetrForObjectDetection]:
-        """Student and teacher, unwrapped."""
-        return {"student": self.student, "teacher": self.teacher.detector}
-
-    def processor_of_stage(self) -> SemiDetrImageProcessor:
-        """Return the image processor that suits what the last step trained: with NMS in the one-to-many stage.
-
-        There several queries learn to answer the same object.
-        """
-        stage = self.schedule.stage_at(max(self.step - 1, 0))
-        return self._processor(self.config.pseudo_labels.nms_iou if stage is Stage.ONE_TO_MANY else None)
-
-    def _processor(self, nms_iou: float | None) -> SemiDetrImageProcessor:
-        processor = copy.copy(self.image_processor)
-        processor.nms_iou = nms_iou
-        return processor
-
-    def evaluate_with_and_without_nms(self, metrics: dict[str, DetectionMetrics]) -> dict[str, float]:
-        """Return the AP of the evaluated networks by name, with and without suppression, whatever the stage.
-
-        Args:
-            metrics: what `evaluate` has just returned; only the other way remains to be evaluated.
-        """
-        aps: dict[str, float] = {}
-        for name, known in metrics.items():
-            with_nms = self.processor_of_stage().nms_iou is not None
-            other = self._processor(None if with_nms else self.config.pseudo_labels.nms_iou)
-            found = self._evaluate(self.networks[name], other, f"evaluate {name}")
-            aps |= {f"{name}/ap_nms": (known if with_nms else found).ap}
-            aps |= {f"{name}/ap_no_nms": (found if with_nms else known).ap}
-        return aps
-
-    def _evaluate(
-        self, network: SemiDetrForObjectDetection, processor: SemiDetrImageProcessor, desc: str
-    ) -> DetectionMetrics:
-        if self.val is None:
-            raise ValueError("evaluate() needs validation images: give the trainer `val`")
-        batch_size = self.config.data.labeled_batch_size
-        return evaluate(network, processor, self.val, batch_size=batch_size, accelerator=self.accelerator, desc=desc)[
-            0
-        ]
+        started = self.records.meter.seconds
+        try:
+            return self.batches.next(with_unlabeled=self._uses_unlabeled)
+        except (UnreadableImageError, ChildProcessError):
+            if self.accelerator.num_processes == 1:  # the others would wait for this one in vain
+                self.save_checkpoint()
+            raise
+        finally:
+            self.records.meter.waited += self.records.meter.seconds - started
 
     def evaluate(self) -> dict[str, DetectionMetrics]:
         """Return the metrics of the networks on the validation images; save the best one if it is the best so far.
@@ -373,28 +247,151 @@ class SemiDetrTrainer:
         Raises:
             ValueError: if the trainer has no validation images.
         """
-        metrics = {}
-        for name in self.config.run.evaluated_networks:
-            network = self.networks[name]
-            metrics[name] = self._evaluate(network, self.processor_of_stage(), f"evaluate {name}")
-            if self.best is None or metrics[name].ap > self.best[0].ap:
-                self.best = (metrics[name], name, self.step)
-                self._save(network, "best")
-        return metrics
+        return self.networks.evaluate(self.step, self._last_stage)
 
-    def _save(self, network: SemiDetrForObjectDetection, name: str) -> None:
-        if self.accelerator.is_main_process:
-            save_detector(network, self.processor_of_stage(), self.output_dir / name)
+    def save_checkpoint(self) -> None:
+        """Write everything from which the run can go on, unless this step is written already.
 
-    def _record(self, log: JsonlLog | None, row: dict[str, Any], started: float) -> None:
-        if log is not None:
-            log.append({"step": self.step, "time": round(time.monotonic() - started, 3), **row})
-        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        self.accelerator.log(numbers, step=self.step)
+        Raises:
+            OSError: if it cannot be written; the checkpoints before it stay.
+        """
+        if self.step == self._saved_step:
+            return
+        best = self.networks.best
+        self.checkpoints.save(
+            self.accelerator,
+            self.teacher,
+            state={
+                "step": self.step,
+                "num_steps": self.config.schedule.num_steps,
+                "seconds": round(self.records.meter.seconds, 3),
+                "best": None if best is None else best.state(),
+                "metrics": {name: metrics.to_dict() for name, metrics in self.networks.metrics.items()},
+                "health": self.health.state(),
+                "settings": self.settings,
+            },
+            own_state={
+                "means": self.records.means.state(),
+                "unreadable": self.batches.unreadable(),
+                "instruments": None if self.instruments is None else self.instruments.state(),
+            },
+            best_step=None if best is None else best.step,
+        )
+        self._saved_step = self.step
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        own = restore(checkpoint, self.accelerator, self.teacher)
+        if state["best"] is not None:
+            best = BestNetwork.restored(state["best"])
+            is_kept = self.checkpoints.of_step(best.step) is not None
+            self.networks.take_back_best(best, self.step, self._last_stage, is_kept=is_kept)
+        self.networks.metrics = {name: DetectionMetrics.from_dict(m) for name, m in state["metrics"].items()}
+        self.health.restore(state["health"])
+        self.records.means.restore(own["means"])
+        self.batches.mark_unreadable(own["unreadable"])
+        if self.instruments is not None:
+            self.instruments.restore(own["instruments"])
+        self.records.meter = ResourceMeter(self.accelerator.device, seconds_before=state["seconds"], step=self.step)
+        self._saved_step = self.step
+
+    def _begin(self) -> None:
+        """Open folder, logs and trackers; lines after the checkpoint are those of steps that are made again."""
+        if self.main:
+            run = replace(self.config.run, resume=None, overwrite=False)
+            replace(self.config, run=run).save(self.output_dir / "config.yaml")
+        self.records.begin(self.config, self.step)
+
+    def _end(self) -> TrainingResult:
+        num_unreadable = self.batches.num_unreadable()
+        if self.stopped_by is None:
+            self.batches.close()
+        self.accelerator.end_training()
+        metrics = self.networks.metrics
+        return TrainingResult(
+            student=metrics.get("student"),
+            teacher=metrics.get("teacher"),
+            best=self.networks.best,
+            num_unreadable=num_unreadable,
+            seconds=self.records.meter.seconds,
+            step=self.step,
+            stopped_by=self.stopped_by,
+        )
+
+    def _log_means(self, last: bool) -> dict[str, str]:
+        """Write the means since the last time, and what they say about the run; return what the progress bar shows."""
+        row = self.records.take_means()
+        pseudo_labels = row.get("pseudo_labels")
+        shown = {"loss": f"{row.get('loss', 0):.2f}", "pseudo_labels": f"{pseudo_labels or 0:.1f}"}
+        row["learning_rate"] = self.scheduler.get_last_lr()[-1]
+        if self.health.steps.total:
+            row["skipped_steps"] = self.health.steps.total
+        if last:
+            row["unreadable_images"] = self.batches.num_unreadable()
+        if self.instruments is not None:
+            row |= self.instruments.compute()
+        self.records.write(self.step, row)
+        measured = self.records.measure(self.step)
+        interval = (self.step - 1) % self.config.run.log_every + 1
+        self._warn(self.health.advice.on_pseudo_labels(pseudo_labels, interval))
+        self._warn(self.health.advice.on_waiting(measured["waiting"], self.step))
+        if pseudo_labels is not None:
+            images = interval * self.batches.num_unlabeled_per_step
+            self._heal(self.health.teacher.see_pseudo_labels(pseudo_labels, images, self._last_stage))
+        return shown
+
+    def _log_evaluation(self) -> None:
+        """Evaluate, if there are images for it, write the metrics, and what they say about the teacher."""
+        if self.networks.val is None:
+            return
+        metrics = self.evaluate()
+        row = {f"{name}/{key}": value for name, m in metrics.items() for key, value in m.to_dict().items()}
+        row |= self.networks.evaluate_other_way(self._last_stage) if self.config.run.instruments else {}
+        self.records.write(self.step, row)
+        if "teacher" in metrics and self._uses_unlabeled:
+            self._warn(self.health.advice.on_teacher(metrics["teacher"].ap))
+            self._heal(self.health.teacher.see_ap(metrics["teacher"].ap, self._last_stage))
+
+    def _heal(self, collapse: str | None) -> None:
+        """Do what is configured about a teacher that has collapsed; nothing if None."""
+        if collapse is None:
+            return
+        # After the last step there is nothing to go on with, and the networks are written.
+        action = "warn" if self.step == self.config.schedule.num_steps else self.config.health.on_collapse
+        checkpoint = None
+        if action == "roll_back" and self.health.rollbacks == 0 and (best := self.networks.best) is not None:
+            # The best evaluation may be this very one, of the student, and not be written yet.
+            found = self.checkpoints.of_step(best.step) or self.checkpoints.newest()
+            checkpoint = from_main_process(self.accelerator, found)
+        if checkpoint is not None:
+            roll_back(checkpoint, self.accelerator, self.teacher, optimizer=self.optimizer, scheduler=self.scheduler)
+            self.health.rollbacks += 1
+            done = f"the networks are those of step {checkpoint.step} again"
+        elif action == "warn":
+            done = "nothing is done about it"
+        else:
+            self.health.supervised_only = True
+            done = "the run goes on without unlabeled images"
+        self.health.teacher.forget()
+        self._warn(f"step {self.step}: {collapse}; {done}")
+        self.records.write(self.step, {"event": f"{collapse}; {done}"})
+
+    def _warn(self, text: str | None) -> None:
+        if text is not None and self.main:
+            logger.warning(text)
+
+    @property
+    def _uses_unlabeled(self) -> bool:
+        """Whether the next step sees unlabeled images."""
+        has_unlabeled = self.batches.unlabeled is not None and not self.health.supervised_only
+        return has_unlabeled and self.schedule.uses_unlabeled(self.step)
+
+    @property
+    def _last_stage(self) -> Stage:
+        """Stage of the last step."""
+        return self.schedule.stage_at(max(self.step - 1, 0))
 
     def _phase(self) -> str:
-        if self.unlabeled_batches is None:
+        if self.batches.unlabeled is None or self.health.supervised_only:
             return "supervised"
-        if not self.schedule.uses_unlabeled(self.step):
-            return "burn-in"
-        return self.schedule.stage_at(self.step).value.replace("_", "-")
+        return self.schedule.stage_at(self.step).value.replace("_", "-") if self._uses_unlabeled else "burn-in"

@@ -12,6 +12,7 @@ from semidetr_hf.model import criterion as criterion_module
 from semidetr_hf.model.criterion import (
     DetectorPredictions,
     SetCriterion,
+    average_count,
     average_num_boxes,
     average_over_processes,
     loss_weight,
@@ -296,8 +297,13 @@ def test_an_average_over_two_processes_by_hand(monkeypatch):
 
 
 def test_number_of_boxes_of_two_processes(monkeypatch):
-    # 5 boxes here and 2 there; none here and none there: at least 1 all the same.
+    # 5 boxes here and 2 there.
     monkeypatch.setattr(criterion_module, "average_over_processes", lambda values: (values + 2) / 2)
     assert average_num_boxes(random_targets(3, 2), torch.device("cpu")) == 3.5
+    # One box here, or none at all: 1 box of both together, as one process with all images would count.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(criterion_module, "average_over_processes", lambda values: values / 2)
-    assert average_num_boxes(random_targets(0, 0), torch.device("cpu")) == 1.0
+    for targets in (random_targets(1, 0), random_targets(0, 0)):
+        assert average_num_boxes(targets, torch.device("cpu")) == 0.5
+    assert average_count(torch.tensor([0.2, 3.0])).tolist() == [0.5, 1.5]

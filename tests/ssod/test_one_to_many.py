@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from semidetr_hf.model import criterion as criterion_module
 from semidetr_hf.model.box_ops import iou, xyxy_to_cxcywh
 from semidetr_hf.model.criterion import DetectorPredictions, SetCriterion
 from semidetr_hf.model.denoising import build_denoising_queries, draw_noise
 from semidetr_hf.model.matching import HungarianMatcher, PaddedTargets, pad_targets
-from semidetr_hf.ssod import one_to_many
 from semidetr_hf.ssod.one_to_many import Assignment, OneToManyAssigner, OneToManyCriterion, task_aligned_focal_loss
 
 CPU = torch.device("cpu")
@@ -367,7 +367,7 @@ def test_the_normaliser_is_averaged_over_processes_once_for_all_sets(
         own.append(values)
         return values + 10.0
 
-    monkeypatch.setattr(one_to_many, "average_over_processes", average)
+    monkeypatch.setattr(criterion_module, "average_over_processes", average)
     several = criterion()(predictions_of(logits, boxes), targets, 1.0)
     [sums] = own
     assert sums.shape == (3,)

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 from recorded import load_recorded
+from safetensors.torch import load_model, save_model
 from tiny import tiny_batch, tiny_model
 from torch import nn
 
@@ -207,3 +208,16 @@ def test_no_query_has_no_answer_and_answers_change_no_detection() -> None:
     teacher.answer(encoded, some_queries())
     for first, second in zip(before, teacher.detect(encoded, view, **RULES), strict=True):
         assert torch.equal(first.boxes_xyxy, second.boxes_xyxy)
+
+
+def test_the_number_of_updates_survives_a_file_of_tensors(tmp_path) -> None:
+    teacher = EMATeacher(tiny_model())
+    for _ in range(3):
+        teacher.update(tiny_model(seed=1), 0.5)
+    save_model(teacher, str(tmp_path / "teacher.safetensors"))
+    other = EMATeacher(tiny_model(seed=2))
+    load_model(other, str(tmp_path / "teacher.safetensors"))
+    assert other.num_updates == 3
+    assert type(other.num_updates) is int
+    for name, tensor in teacher.detector.state_dict().items():
+        assert torch.equal(tensor, other.detector.state_dict()[name])

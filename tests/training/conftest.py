@@ -1,19 +1,15 @@
 """Fixtures of the tests that train."""
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from small_runs import SIZE
+from small_runs import SIZE, forget_accelerator
 
 from semidetr_hf.data.digits import DigitsPaths, write_digits_dataset
 
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerator_state():
-    """Accelerate keeps mixed precision and accumulation for the whole process."""
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
+    forget_accelerator()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from transformers import HfArgumentParser
 from semidetr_hf.training.config import (
     ConsistencyConfig,
     DataConfig,
+    HealthConfig,
     MatchingConfig,
     ModelConfig,
     OptimizerConfig,
@@ -25,6 +26,7 @@ PARTS: dict[str, typing.Any] = {
     "matching": MatchingConfig,
     "pseudo_labels": PseudoLabelConfig,
     "consistency": ConsistencyConfig,
+    "health": HealthConfig,
     "run": RunConfig,
 }
 
@@ -246,8 +248,8 @@ def test_parts_must_agree() -> None:
     ("values", "message"),
     [
         ({"data": {"labeled": "a.json"}}, "`run` lacks output_dir"),
-        (smallest(run={"sed": 1}), "`run` has unknown sed; known are cpu"),
-        ({**smallest(), "optimiser": {}}, "unknown optimiser; known are consistency, data"),
+        (smallest(run={"sed": 1}), "`run` has unknown sed (is seed meant?); known are cpu"),
+        ({**smallest(), "optimiser": {}}, "unknown optimiser (is optimizer meant?); known are consistency, data"),
         ({**smallest(), "model": "base"}, "`model` is 'base': must be a mapping"),
         ("text", "the configuration is 'text': must be a mapping"),
     ],

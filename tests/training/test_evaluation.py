@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from transformers import DeformableDetrImageProcessor, DetrImageProcessor
 
-from semidetr_hf.training.evaluation import coco_metrics, detections_to_coco, evaluate
+from semidetr_hf.training.evaluation import DetectionMetrics, coco_metrics, detections_to_coco, evaluate
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
 
@@ -369,6 +369,17 @@ def test_nothing_to_evaluate_is_an_error(accelerator) -> None:
         evaluate(BrightestBox(), processor(), Scenes(0), batch_size=2, accelerator=accelerator)
     with pytest.raises(ValueError, match="cannot evaluate 2 images in batches of 0"):
         evaluate(BrightestBox(), processor(), Scenes(2), batch_size=0, accelerator=accelerator)
+
+
+def test_metrics_come_back_from_their_plain_values() -> None:
+    numbers = {name: i / 10 for i, name in enumerate(DetectionMetrics.__dataclass_fields__) if name != "per_class"}
+    metrics = DetectionMetrics(**numbers | {"ap_large": math.nan}, per_class={"cat": 0.25, "dog": math.nan})
+    again = DetectionMetrics.from_dict(json.loads(json.dumps(metrics.to_dict())))
+    assert math.isnan(again.ap_large)
+    assert math.isnan(again.per_class["dog"])
+    known = {name: value for name, value in vars(metrics).items() if name not in ("ap_large", "per_class")}
+    assert {name: value for name, value in vars(again).items() if name in known} == known
+    assert again.per_class["cat"] == 0.25
 
 
 def evaluate_in_this_process(path: str) -> None:

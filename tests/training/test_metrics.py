@@ -85,3 +85,56 @@ def test_a_configuration_becomes_flat_and_plain() -> None:
         "run.output_dir": "out",
     }
     assert flatten({}) == flatten({"data": {}}) == {}
+
+
+# ---- What a resumed run takes up
+
+
+def test_means_go_on_from_their_state_bit_for_bit() -> None:
+    values = [torch.tensor(value) for value in (0.1, 0.7, 1e-3, 12.3)]
+    whole, first, second = RunningMeans(), RunningMeans(), RunningMeans()
+    for value in values:
+        whole.update({"loss": value})
+    first.update({"loss": values[0], "mined": 3})
+    first.update({"loss": values[1]})
+    second.restore(json.loads(json.dumps(first.state())))
+    for value in values[2:]:
+        second.update({"loss": value})
+    assert second.compute() == whole.compute() | {"mined": 3.0}
+    # The state is a copy.
+    state = first.state()
+    first.update({"loss": 5.0})
+    assert state["counts"] == {"loss": 2, "mined": 1}
+
+
+def test_means_over_processes_weigh_every_update_alike() -> None:
+    states = [
+        {"sums": {"loss": 6.0, "mined": 1.0}, "counts": {"loss": 3, "mined": 1}},
+        {"sums": {"loss": 2.0}, "counts": {"loss": 1}},
+        RunningMeans().state(),
+    ]
+    assert RunningMeans.merged(states).compute() == {"loss": 2.0, "mined": 1.0}
+    assert RunningMeans.merged([]).compute() == {}
+
+
+def test_rows_of_later_steps_are_cut(tmp_path) -> None:
+    log = JsonlLog(tmp_path / "log.jsonl")
+    log.cut_after(0)
+    assert not log.path.exists()
+    for step in (1, 2, 2, 3):
+        log.append({"step": step, "loss": 0.1 + 0.2})
+    before = log.path.read_bytes()
+    log.cut_after(3)
+    assert log.path.read_bytes() == before
+    log.cut_after(2)
+    assert log.path.read_bytes() == b"".join(before.splitlines(keepends=True)[:3])
+    log.cut_after(0)
+    assert log.path.read_bytes() == b""
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_a_log_that_cannot_be_written_says_so(tmp_path) -> None:
+    log = JsonlLog(tmp_path / "run" / "log.jsonl")
+    log.path.mkdir()
+    with pytest.raises(OSError, match=r"log\.jsonl: cannot be written \(Is a directory\); make room"):
+        log.append({"step": 1})

@@ -229,7 +229,7 @@ def test_the_program_of_the_docstring(tmp_path: Path) -> None:
     [
         ("coco_partial --percent 100 --fold 1 --coco c --output_dir o --save {folder}/run.yaml", "label_fraction=1.0"),
         ("coco_partial --percent 10 --fold 0 --coco c --output_dir o --save {folder}/run.yaml", "fold=0"),
-        ("coco_full --coco c --output_dir o --save {folder}/no/run.yaml", "no/run.yaml"),
+        ("coco_full --coco c --output_dir o --save /dev/null/run.yaml", "/dev/null/run.yaml: cannot be written"),
         ("coco_full --coco c --output_dir o --method official --save {folder}/run.yaml", "official"),
         ("coco_half --coco c", "coco_half"),
         ("voc --voc2007 v --output_dir o --save {folder}/run.yaml", "--voc2012"),

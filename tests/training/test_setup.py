@@ -90,6 +90,19 @@ def test_an_empty_section_is_one_with_defaults(tmp_path: Path) -> None:
     assert parse_config(["--config", str(tmp_path / "run.yaml")]).schedule.num_steps == 120_000
 
 
+@pytest.mark.parametrize("value", ["!!bool x", "!!timestamp x", "!!int ''", "!!map [1]"])
+def test_values_that_their_yaml_tag_does_not_fit_are_complaints_about_the_file(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data: {{labeled: {value}}}\n")
+    with pytest.raises(ValueError, match="run.yaml: not a YAML file"):
+        read_yaml(path)
+
+
+def test_a_config_whose_name_no_disk_can_hold_is_no_file() -> None:
+    with pytest.raises(FileNotFoundError, match="xxx: no such configuration file"):
+        parse_config(["--config", "x" * 5000])
+
+
 # ---- open_sources
 
 

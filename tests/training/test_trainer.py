@@ -18,8 +18,14 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.folder import FolderSource
 from semidetr_hf.data.loading import PassSampler
+from semidetr_hf.training.checkpoints import RunCheckpoints
 from semidetr_hf.training.config import TrainingConfig
+from semidetr_hf.training.metrics import JsonlLog
+from semidetr_hf.training.resuming import OUTPUTS
 from semidetr_hf.training.setup import read_yaml
+
+# The first step that is not finite ends the run.
+AT_ONCE = {"max_skipped_steps": 0}
 
 # ---- A whole run
 
@@ -34,7 +40,9 @@ def test_a_semi_supervised_run_leaves_what_it_promises(digits, tmp_path) -> None
     )
     result = trainer.train()
     output = Path(config.run.output_dir)
-    assert sorted(path.name for path in output.iterdir()) == ["best", "config.yaml", "log.jsonl", "student", "teacher"]
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        {*OUTPUTS} - {"costs.jsonl", "pseudo_labels.jsonl"}
+    )
     assert TrainingConfig.from_dict(read_yaml(output / "config.yaml")) == config
 
     losses = [row for row in rows_of(config) if "loss" in row]
@@ -61,22 +69,31 @@ def test_a_semi_supervised_run_leaves_what_it_promises(digits, tmp_path) -> None
     assert result.student is not None
     assert result.teacher is not None
     assert result.best is not None
-    assert result.best.ap >= max(result.student.ap, result.teacher.ap)
-    assert result.best_network in ("student", "teacher")
-    assert result.best_step in (2, 3)
+    assert result.best.metrics.ap >= max(result.student.ap, result.teacher.ap)
+    assert result.best.network in ("student", "teacher")
+    assert result.best.step in (2, 3)
+    assert (result.step, result.stopped_by) == (3, None)
+    measured = JsonlLog(output / "resources.jsonl").rows()
+    assert [row["step"] for row in measured] == [1, 2, 3]
+    assert measured[-1]["seconds"] <= result.seconds
+    assert RunCheckpoints(output / "checkpoints", keep=2).folders() == [
+        output / "checkpoints" / name for name in ("step_00000002", "step_00000003")
+    ]
     assert result.student.ap == evaluations[-1]["student/ap"]
 
 
 def test_a_supervised_run_without_validation(digits, tmp_path) -> None:
     config = configure(tmp_path)
     result = build(config, labeled=source_of(digits, 2)).train()
-    assert (result.student, result.teacher, result.best, result.best_step) == (None, None, None, None)
+    assert (result.student, result.teacher, result.best) == (None, None, None)
     output = Path(config.run.output_dir)
-    assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "log.jsonl", "student", "teacher"]
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        {*OUTPUTS} - {"best", "costs.jsonl", "pseudo_labels.jsonl"}
+    )
     for row in rows_of(config):
         assert not any("pseudo" in name for name in row)
     with pytest.raises(ValueError, match="validation images"):
-        build(config, labeled=source_of(digits, 2)).evaluate()
+        build(configure(tmp_path / "second"), labeled=source_of(digits, 2)).evaluate()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
@@ -91,22 +108,30 @@ def test_loss_falls_when_two_images_are_memorized(digits, tmp_path, fraction: fl
 
 def test_two_runs_of_one_seed_are_one_run(digits, tmp_path) -> None:
     results = []
-    for _ in range(2):
-        trainer = build(
-            configure(tmp_path, pseudo_labels=ANYTHING), labeled=source_of(digits, 3), unlabeled=source_of(digits, 4)
-        )
+    for name in ("first", "second"):
+        config = configure(tmp_path / name, pseudo_labels=ANYTHING)
+        trainer = build(config, labeled=source_of(digits, 3), unlabeled=source_of(digits, 4))
         trainer.train()
         results.append(weights(trainer.student))
     assert same(*results)
 
 
-def test_a_second_run_into_the_same_folder_replaces_the_networks(digits, tmp_path) -> None:
+def test_a_second_run_into_the_same_folder_replaces_the_networks_if_it_may(digits, tmp_path) -> None:
     config = configure(tmp_path)
     build(config, detector(seed=1), labeled=source_of(digits, 2)).train()
-    trainer = build(config, detector(seed=2), labeled=source_of(digits, 2))
+    with pytest.raises(FileExistsError, match=r"holds a run of 2 steps .*--overwrite"):
+        build(config, detector(seed=2), labeled=source_of(digits, 2))
+    assert not list(Path(config.run.output_dir).glob("earlier_*"))
+    overwriting = configure(tmp_path, run={"overwrite": True})
+    trainer = build(overwriting, detector(seed=2), labeled=source_of(digits, 2))
     trainer.train()
-    loaded = AutoModelForObjectDetection.from_pretrained(Path(config.run.output_dir) / "student")
+    output = Path(config.run.output_dir)
+    loaded = AutoModelForObjectDetection.from_pretrained(output / "student")
     assert same(weights(loaded), weights(trainer.student))
+    # The log of the first run is not continued either.
+    assert [row["step"] for row in rows_of(config)] == [1, 2]
+    # The settings that it leaves are those of a run into a folder of its own.
+    assert TrainingConfig.from_dict(read_yaml(output / "config.yaml")) == config
 
 
 # ---- Steps
@@ -201,14 +226,6 @@ def test_a_supervised_run_has_no_burn_in(digits, tmp_path) -> None:
     assert equal == [False, False]
 
 
-def test_a_second_run_does_not_continue_the_log_of_the_first(digits, tmp_path, caplog) -> None:
-    config = configure(tmp_path)
-    for _ in range(2):
-        build(config, labeled=source_of(digits, 2)).train()
-    assert [row["step"] for row in rows_of(config)] == [1, 2]
-    assert "log.jsonl is replaced" in caplog.text
-
-
 def test_a_missing_tracker_is_named(digits, tmp_path) -> None:
     config = configure(tmp_path, run={"trackers": ["tensorboard", "comet_ml"]})
     with pytest.raises(ValueError, match=r"trackers=.*: unknown or not installed: comet_ml"):
@@ -265,7 +282,8 @@ def test_precisions(digits, tmp_path, mixed_precision: str) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_losses_and_images(digits, tmp_path, monkeypatch) -> None:
-    trainer = build(configure(tmp_path, schedule={"one_to_many_fraction": 0.0}), labeled=source_of(digits, 2))
+    config = configure(tmp_path, schedule={"one_to_many_fraction": 0.0}, health=AT_ONCE)
+    trainer = build(config, labeled=source_of(digits, 2))
     criterion = trainer.student.criterion.forward
 
     def overflow(*args: Any) -> dict[str, torch.Tensor]:
@@ -277,7 +295,8 @@ def test_a_loss_that_is_not_finite_names_losses_and_images(digits, tmp_path, mon
         trainer.train()
     message = str(caught.value)
     assert re.match(
-        r"step 0: the losses sup_loss_bbox, sup_loss_giou_enc are not finite on images \[\d, \d\]", message
+        r"step 0: not finite are the losses sup_loss_bbox, sup_loss_giou_enc on images \[\d, \d\]; that makes 1",
+        message,
     )
     assert "\n" not in message
 
@@ -286,17 +305,18 @@ def test_predictions_that_are_not_finite_name_the_images_too(digits, tmp_path) -
     model = detector()
     with torch.no_grad():
         model.class_head.bias.fill_(math.nan)
-    trainer = build(configure(tmp_path), model, labeled=source_of(digits, 2))
-    with pytest.raises(FloatingPointError, match=r"step 0: the predictions are not finite on images \[\d, \d\]"):
+    trainer = build(configure(tmp_path, health=AT_ONCE), model, labeled=source_of(digits, 2))
+    message = r"step 0: not finite are the predictions on labeled images on images \[\d, \d\];"
+    with pytest.raises(FloatingPointError, match=message):
         trainer.train_step()
 
 
 def test_gradients_that_are_not_finite_are_an_error_too(digits, tmp_path) -> None:
     model = detector()
     model.class_head.weight.register_hook(lambda gradient: gradient * math.inf)
-    trainer = build(configure(tmp_path), model, labeled=source_of(digits, 2))
+    trainer = build(configure(tmp_path, health=AT_ONCE), model, labeled=source_of(digits, 2))
     before = weights(trainer.student.class_head)
-    with pytest.raises(FloatingPointError, match=r"step 0: the gradients are not finite on images \[\d, \d\]"):
+    with pytest.raises(FloatingPointError, match=r"step 0: not finite are the gradients on images \[\d, \d\];"):
         trainer.train_step()
     assert same(before, weights(trainer.student.class_head))
 
@@ -364,10 +384,10 @@ def test_one_process_gets_exactly_the_planned_batches(digits, tmp_path) -> None:
     source = source_of(digits, 3)
     trainer = build(config, labeled=source, unlabeled=source_of(digits, 5))
     planned = [source.image_ids[index] for index, _ in PassSampler(3, 20, seed=7)]
-    batches = list(trainer.labeled_batches)
+    batches = list(trainer.batches.labeled)
     assert [batch.image_ids for batch in batches] == [planned[i : i + 2] for i in range(0, 20, 2)]
-    assert trainer.unlabeled_batches is not None
-    assert sum(len(batch.image_ids) for batch in trainer.unlabeled_batches) == 20
+    assert trainer.batches.unlabeled is not None
+    assert sum(len(batch.image_ids) for batch in trainer.batches.unlabeled) == 20
 
 
 @pytest.mark.multiprocess
@@ -400,12 +420,4 @@ def test_two_processes_share_the_batches_and_end_with_the_same_weights(digits, t
     assert first["student"] != first["teacher"]
     assert first["projector"] != first["projector_before"] == second["projector_before"]
     assert first["ap"] == second["ap"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "best",
-        "config.yaml",
-        "costs.jsonl",
-        "log.jsonl",
-        "pseudo_labels.jsonl",
-        "student",
-        "teacher",
-    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(OUTPUTS)

@@ -17,9 +17,10 @@ from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.folder import FolderSource
 from semidetr_hf.ssod.objective import StepLosses
 from semidetr_hf.structures import LossWeights, Stage
-from semidetr_hf.training import trainer as trainer_module
+from semidetr_hf.training import networks as networks_module
 from semidetr_hf.training.evaluation import DetectionMetrics, evaluate
 from semidetr_hf.training.metrics import JsonlLog
+from semidetr_hf.training.resuming import OUTPUTS
 from semidetr_hf.training.trainer import SemiDetrTrainer
 
 
@@ -68,8 +69,9 @@ def test_a_stage_lasts_all_batches_of_its_steps(digits, tmp_path) -> None:
 
 
 def test_a_supervised_run_and_the_burn_in_have_both_stages_too(digits, tmp_path) -> None:
-    config = configure(tmp_path, schedule={"num_steps": 4, "burn_in_steps": 3}, pseudo_labels=ANYTHING)
-    for unlabeled in (None, source_of(digits, 4)):
+    schedule = {"num_steps": 4, "burn_in_steps": 3}
+    for name, unlabeled in (("supervised", None), ("burn-in", source_of(digits, 4))):
+        config = configure(tmp_path / name, schedule=schedule, pseudo_labels=ANYTHING)
         trainer = build(config, labeled=source_of(digits, 2), unlabeled=unlabeled)
         seen = watch_steps(trainer)
         trainer.train()
@@ -106,7 +108,7 @@ def suppressions(monkeypatch) -> Iterator[list[float | None]]:
         numbers = dict.fromkeys(names, 0.0) | {"ap": len(seen) / 100}
         return DetectionMetrics(**numbers, per_class={}), []
 
-    monkeypatch.setattr(trainer_module, "evaluate", improve)
+    monkeypatch.setattr(networks_module, "evaluate", improve)
     yield seen
 
 
@@ -150,7 +152,7 @@ def test_a_checkpoint_of_the_first_stage_is_worth_what_the_run_said(digits, tmp_
     model, processor = AutoModelForObjectDetection.from_pretrained(best), AutoImageProcessor.from_pretrained(best)
     accelerator = Accelerator(cpu=True)
     again, found = evaluate(model, processor, labeled, batch_size=1, accelerator=accelerator)
-    assert again == result.best
+    assert again == result.best.metrics
     processor.nms_iou = None
     assert evaluate(model, processor, labeled, batch_size=1, accelerator=accelerator)[1] != found
 
@@ -159,7 +161,8 @@ def test_one_network_is_evaluated_if_one_is_asked_for(digits, tmp_path, suppress
     config = configure(tmp_path, run={"evaluated_networks": ["teacher"], "eval_every": 1})
     result = build(config, labeled=source_of(digits, 2), val=CocoSource(digits.val_json)).train()
     assert len(suppressions) == 2
-    assert (result.student, result.best_network) == (None, "teacher")
+    assert result.best is not None
+    assert (result.student, result.best.network, result.best.step) == (None, "teacher", 2)
     assert result.teacher is not None
     evaluations = [row for row in rows_of(config) if "teacher/ap" in row]
     assert [row["teacher/ap"] for row in evaluations] == [0.01, 0.02]
@@ -253,12 +256,14 @@ def test_the_filter_decides_how_many_are_mined(digits, tmp_path, candidate_filte
 # ---- Instruments
 
 
-def run_with_instruments(digits, folder: Path, instruments: bool, **parts: Any) -> SemiDetrTrainer:
+def run_with_instruments(
+    digits, folder: Path, instruments: bool, *, overwrite: bool = False, **parts: Any
+) -> SemiDetrTrainer:
     config = configure(
         folder,
         schedule={"num_steps": 4, "burn_in_steps": 1},
         pseudo_labels=ANYTHING,
-        run={"instruments": instruments, "eval_every": 2},
+        run={"instruments": instruments, "eval_every": 2, "overwrite": overwrite},
         **parts,
     )
     trainer = build(
@@ -274,7 +279,7 @@ def run_with_instruments(digits, folder: Path, instruments: bool, **parts: Any) 
 def test_instruments_write_what_they_see_and_change_nothing(digits, tmp_path) -> None:
     watched, blind = (run_with_instruments(digits, tmp_path / str(flag), flag) for flag in (True, False))
     for network in ("student", "teacher"):
-        assert same(weights(watched.networks[network]), weights(blind.networks[network]))
+        assert same(weights(watched.networks.networks[network]), weights(blind.networks.networks[network]))
     assert same(weights(watched.objective.projector), weights(blind.objective.projector))
 
     output = watched.output_dir
@@ -301,13 +306,8 @@ def test_instruments_write_what_they_see_and_change_nothing(digits, tmp_path) ->
     assert evaluations[0]["student/ap"] == evaluations[0]["student/ap_nms"]
     assert evaluations[1]["student/ap"] == evaluations[1]["student/ap_no_nms"]
 
-    assert sorted(path.name for path in blind.output_dir.iterdir()) == [
-        "best",
-        "config.yaml",
-        "log.jsonl",
-        "student",
-        "teacher",
-    ]
+    written = [{path.name for path in trainer.output_dir.iterdir()} for trainer in (watched, blind)]
+    assert written == [{*OUTPUTS}, {*OUTPUTS} - {"costs.jsonl", "pseudo_labels.jsonl"}]
     assert not any("quality" in name or "nms" in name for row in rows_of(blind.config) for name in row)
 
 
@@ -318,8 +318,8 @@ def test_instruments_without_mining_by_cost_record_no_costs(digits, tmp_path) ->
 
 
 def test_a_second_run_does_not_continue_what_instruments_wrote(digits, tmp_path) -> None:
-    for _ in range(2):
-        trainer = run_with_instruments(digits, tmp_path, True)
+    for overwrite in (False, True):
+        trainer = run_with_instruments(digits, tmp_path, True, overwrite=overwrite)
     for name in ("pseudo_labels.jsonl", "costs.jsonl"):
         assert [row["step"] for row in JsonlLog(trainer.output_dir / name).rows()] == [1, 2, 3]
 
