@@ -18,18 +18,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from accelerate import Accelerator
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
-
 import semidetr_hf  # noqa: F401  (makes the Auto classes know the model)
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.sources import open_source
-from semidetr_hf.training.checkpoints import reading_detector
-from semidetr_hf.training.evaluation import evaluate
+from semidetr_hf.data.splits import open_whole
+
+try:
+    from accelerate import Accelerator
+
+    from semidetr_hf.training.evaluation import evaluate
+    from semidetr_hf.training.saved_detectors import load_detector
+except ModuleNotFoundError as error:
+    sys.exit(f"evaluate.py: error: {error}; install what it needs: pip install 'semidetr-hf[train]'")
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--model", required=True, help="folder of a saved detector")
     parser.add_argument("--data", required=True, help="COCO json, VOC image set (.txt) or folder with XML files")
     parser.add_argument("--images", help="folder of its images (default: found next to the data)")
@@ -40,9 +46,9 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    with reading_detector("--model", args.model):
-        model = AutoModelForObjectDetection.from_pretrained(args.model)
-        processor = AutoImageProcessor.from_pretrained(args.model)
+    if args.output and Path(args.output).is_dir():
+        raise IsADirectoryError(f"--output {args.output}: a folder; give the name of a file for the numbers")
+    model, processor = load_detector("--model", args.model)
     ours = tuple(model.config.id2label[label] for label in sorted(model.config.id2label))
     # Every source with boxes is one; a bare folder of images is refused.
     source = cast(CocoSource, open_source(args.data, args.images, categories=ours))
@@ -60,7 +66,8 @@ def run(args: argparse.Namespace) -> None:
         for name, value in values.items():
             print(f"  {name:24} {'no objects' if value is None else f'{value:.4f}'}")
     if args.output:
-        Path(args.output).write_text(json.dumps(metrics.to_dict(), indent=2) + "\n", encoding="utf-8")
+        with open_whole(args.output) as file:
+            file.write(json.dumps(metrics.to_dict(), indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

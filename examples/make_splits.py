@@ -24,7 +24,9 @@ from semidetr_hf.data.splits import write_coco_splits
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--annotations", required=True, help="COCO json to divide")
     parser.add_argument("--percents", type=float, nargs="+", default=[1, 5, 10], help="shares of labeled images")
     parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="which draws to make")

@@ -28,8 +28,13 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from semidetr_hf import SemiDetrConfig, SemiDetrForObjectDetection, SemiDetrImageProcessor
 from semidetr_hf.data.coco import CocoSource
-from semidetr_hf.data.digits import write_digits_dataset
-from semidetr_hf.training.evaluation import DetectionMetrics, evaluate
+
+try:
+    from semidetr_hf.data.digits import write_digits_dataset
+    from semidetr_hf.data.validation import check_sources
+    from semidetr_hf.training.evaluation import DetectionMetrics, evaluate
+except ModuleNotFoundError as error:
+    sys.exit(f"train_supervised.py: error: {error}; install what it needs: pip install 'semidetr-hf[train]'")
 
 SEED = 0
 
@@ -50,17 +55,25 @@ class CocoImages(Dataset[dict[str, Any]]):
         return {"image": sample.image, "annotations": {"image_id": index, "annotations": objects}}
 
 
+def at_least_one(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too small; give a whole number from 1")
+    return int(text)
+
+
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--train_json", help="COCO json of the training images")
     data.add_argument("--digits", type=int, metavar="N", help="train and evaluate on the same N scenes of digits")
     parser.add_argument("--val_json", help="COCO json to evaluate on (default: the training images)")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--size", choices=["nano", "small", "base"], default="nano")
-    parser.add_argument("--image_size", type=int, default=96, help="shorter edge in pixels")
-    parser.add_argument("--max_steps", type=int, default=300)
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--image_size", type=at_least_one, default=96, help="shorter edge in pixels")
+    parser.add_argument("--max_steps", type=at_least_one, default=300)
+    parser.add_argument("--batch_size", type=at_least_one, default=8)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     return parser.parse_args(arguments)
 
@@ -93,6 +106,8 @@ def train(args: argparse.Namespace) -> Outcome:
         args.train_json = write_digits_dataset(folder, num_train=args.digits, num_val=1, image_size=96).train_json
     train_source = CocoSource(args.train_json)
     val_source = CocoSource(args.val_json or args.train_json)
+    for warning in check_sources(train_source, None, val_source):
+        print(f"warning: {warning}")
     model, processor = build(args, train_source)
 
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
     python -m semidetr_hf.conversion CHECKPOINT OUTPUT_FOLDER [--network student] [--categories FILE.json]
 
-Where in the paper: nowhere; the layouts are those of official DINO (arXiv 2203.03605: `{"model": ..., "ema_model":
-...}`) and of the released Semi-DETR code (arXiv 2307.08095: `{"meta": ..., "state_dict": ...}` with `teacher.`,
-`student.` and `projector.`, or one network without a prefix). How it differs from the released code: files are read
-without running any code in them, equal copies of the heads become one, and a report accounts for every entry.
+Source: the layouts of official DINO (arXiv 2203.03605: `{"model": ..., "ema_model": ...}`) and of the released code of
+Semi-DETR (arXiv 2307.08095: `{"meta": ..., "state_dict": ...}` with `teacher.`, `student.` and `projector.`, or one
+network without a prefix). Unlike there, files are read without running code in them, equal copies of the heads become
+one, and a report accounts for every entry.
 """
 
 import argparse
@@ -165,9 +165,9 @@ def read_checkpoint(path: str | Path, *, network: str = "teacher") -> Checkpoint
     state_dict = content if part is None else content[part]
     if not isinstance(state_dict, dict) or not state_dict:
         raise ValueError(f"{path}: its entry {part!r} is no state dict but {type(state_dict).__name__}, or empty")
-    strange = [name for name, value in state_dict.items() if not isinstance(value, Tensor)]
+    strange = [name for name, value in state_dict.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if strange:
-        raise ValueError(f"{path}: no state dict: {strange[0]!r} is not a tensor; give a file with the weights")
+        raise ValueError(f"{path}: no state dict: {strange[0]!r} is not a tensor with a name; give one")
     if all(name.startswith("module.") for name in state_dict):
         state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     if any("bbox_head." in name for name in state_dict):
@@ -177,8 +177,7 @@ def read_checkpoint(path: str | Path, *, network: str = "teacher") -> Checkpoint
     else:
         names = ", ".join(list(state_dict)[:3])
         raise ValueError(f"{path}: neither official DINO nor Semi-DETR; its entries begin with {names}")
-    meta = content.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
+    meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
     classes, iteration = meta.get("CLASSES"), meta.get("iter")
     return Checkpoint(
         family=family,
@@ -186,7 +185,7 @@ def read_checkpoint(path: str | Path, *, network: str = "teacher") -> Checkpoint
         prefix=prefix,
         state_dict=state_dict,
         class_names=[str(name) for name in classes] if isinstance(classes, list | tuple) else None,
-        iteration=None if iteration is None else int(iteration),
+        iteration=int(iteration) if isinstance(iteration, int | np.integer) else None,
         other_parts=() if part is None else tuple(name for name in content if name != part),
     )
 
@@ -236,9 +235,9 @@ def _load(path: Path) -> dict[str, Any]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         refused = re.search(r"GLOBAL (\S+)", reason) if isinstance(error, pickle.UnpicklingError) else None
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "its bytes are no saved tensors"  # torch advises to load it unsafely, which would not help
         if refused is None:
+            if isinstance(error, pickle.UnpicklingError):
+                reason = "its bytes are no saved tensors"  # torch advises to load it unsafely, which would not help
             raise ValueError(f"{path}: not a checkpoint of torch, or a damaged one ({reason[:200]})") from error
         raise ValueError(
             f"{path}: holds an object of {refused[1]}, and loading it could run code. If you trust the file, load it "
@@ -348,9 +347,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", help=".pth file of official DINO or Semi-DETR")
     parser.add_argument("output", help="new folder for the detector and its image processor")
-    parser.add_argument(
-        "--network", choices=tuple(PARTS), default="teacher", help="which of the two (default: teacher)"
-    )
+    parser.add_argument("--network", choices=tuple(PARTS), default="teacher", help="which one (default: teacher)")
     parser.add_argument("--categories", help="COCO json with ids and names of the classes (default: from the file)")
     parser.add_argument("--keep_91_classes", action="store_true", help="keep all class rows of official DINO")
     parser.add_argument("--allow_missing", action="store_true", help="leave what the file lacks at random values")
@@ -364,6 +361,8 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> ConversionReport:
     """Convert and save as the arguments say."""
     _require_new(Path(args.output))
+    if args.categories is not None and not Path(args.categories).is_file():
+        raise FileNotFoundError(f"--categories {args.categories}: no such file; give a COCO json")
     categories = None if args.categories is None else read_categories(args.categories)
     checkpoint = read_checkpoint(args.checkpoint, network=args.network)
     nms_iou = None
@@ -378,8 +377,7 @@ def run(args: argparse.Namespace) -> ConversionReport:
         categories=categories,
         backbone=args.backbone,
     )
-    projector = convert_projector_state_dict(checkpoint.state_dict)
-    save_converted(model, args.output, projector=projector, nms_iou=nms_iou)
+    save_converted(model, args.output, projector=convert_projector_state_dict(checkpoint.state_dict), nms_iou=nms_iou)
     return report
 
 
@@ -389,7 +387,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = run(args)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"semidetr_hf.conversion: error: {' '.join(str(error).split())}\n")
+        reason = " ".join(str(error).split())
+        # Content is checked where the name of its file is no longer known.
+        is_named = isinstance(error, OSError) or reason.startswith((args.checkpoint, str(args.categories)))
+        sys.stderr.write(f"semidetr_hf.conversion: error: {'' if is_named else f'{args.checkpoint}: '}{reason}\n")
         return 1
     sys.stdout.write("\n".join([*report.lines(), f"written to {args.output}"]) + "\n")
     return 0

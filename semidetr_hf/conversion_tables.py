@@ -224,7 +224,7 @@ def read_categories(path: str | Path) -> dict[int, str]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         rows = content["categories"] if isinstance(content, dict) else content
         pairs = sorted((int(row["id"]), str(row["name"])) for row in rows)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: not a json with categories, each with id and name ({error!r})") from error
     if not pairs or len(dict(pairs)) < len(pairs):
         raise ValueError(f"{path}: {len(pairs)} categories with {len(dict(pairs))} different ids")

@@ -1,169 +1,145 @@
-"""What a user gets to see for wrong data and wrong settings: one line that names the culprit, and status 1."""
+"""What a user gets to see for bad inputs: one line that names the culprit, and nothing is lost."""
 
-import json
-from collections.abc import Callable
+import logging
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
-from example_modules import load_example
-from PIL import Image
+from accelerate.state import AcceleratorState, GradientState
+from bad_inputs.case import PROGRAMS, Case
+from bad_inputs.folders import finished_run
+from bad_inputs.write_table import ALL_CASES, TABLE, table
+from example_modules import EXAMPLES, load_example
 
-FLAGS = (
-    "--size nano --backbone_weights random --short_edges 64 --long_edge 64 --num_steps 1 --labeled_batch_size 2 "
-    "--unlabeled_batch_size 2 --num_workers 0 --cpu"
-).split()
-BOXES = [
-    {"id": i, "image_id": i, "category_id": category, "bbox": [10, 10, 30, 30]}
-    for i, category in ((1, 3), (2, 7), (3, 3))
-]
-CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+from semidetr_hf import conversion
+from semidetr_hf.training import trainer
 
-
-@pytest.fixture(scope="module")
-def main() -> Callable[[list[str]], int]:
-    return load_example("train_ssod").main
+MAINS = {name: conversion.main if name == "conversion" else load_example(name).main for name in PROGRAMS}
+BLOCKED = "raise ModuleNotFoundError(\"No module named '{0}'\", name='{0}')\n"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three pictures with one box each in `labels.json`, and an empty folder `empty`."""
-    for i in (1, 2, 3):
-        Image.new("RGB", (64, 64), (60 * i, 90, 90)).save(tmp_path / f"{i}.png")
-    write_labels(tmp_path)
-    (tmp_path / "empty").mkdir()
-    return tmp_path
+class Ending(NamedTuple):
+    status: int
+    out: str
+    err: str
 
 
-def write_labels(folder: Path, **content: Any) -> None:
-    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in (1, 2, 3)]
-    document = {"images": images, "categories": CATEGORIES, "annotations": BOXES} | content
-    (folder / "labels.json").write_text(json.dumps(document))
+def contents(folder: Path) -> dict[str, bytes | str | None]:
+    """Return what is in a folder by name: bytes of files, targets of links, None for folders."""
+    found: dict[str, bytes | str | None] = {}
+    for path in folder.rglob("*"):
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(folder))] = content
+    return found
 
 
-def arguments(folder: Path, *extra: str) -> list[str]:
-    return ["--labeled", str(folder / "labels.json"), "--output_dir", str(folder / "out"), *FLAGS, *extra]
+@contextmanager
+def file_size_limited(largest: int | None) -> Iterator[None]:
+    """Let no file grow beyond so many bytes, which is what a full disk looks like."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def remove_picture(folder: Path) -> None:
-    (folder / "2.png").unlink()
+def run_here(case: Case, arguments: list[str], capsys: pytest.CaptureFixture, caplog) -> Ending:
+    with file_size_limited(case.largest_file):
+        try:
+            status = MAINS[case.program](arguments)
+        except SystemExit as ended:
+            status = ended.code
+    captured = capsys.readouterr()
+    return Ending(status, caplog.text + captured.out, captured.err)
 
 
-def break_all_pictures(folder: Path) -> None:
-    for i in (1, 2, 3):
-        (folder / f"{i}.png").write_bytes(b"no picture")
+def run_apart(case: Case, arguments: list[str], environment: dict[str, str], folder: Path) -> Ending:
+    if case.missing_package is not None:
+        package = folder / "blocked" / case.missing_package
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(BLOCKED.format(case.missing_package))
+        environment = environment | {"PYTHONPATH": str(package.parent)}
+    command = [sys.executable, str(EXAMPLES / PROGRAMS[case.program]), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return Ending(done.returncode, done.stdout, done.stderr)
 
 
-def use_unknown_category(folder: Path) -> None:
-    write_labels(folder, annotations=[{"id": 8, "image_id": 1, "category_id": 5, "bbox": [10, 10, 30, 30]}])
+def check_ending(case: Case, ending: Ending) -> None:
+    assert ending.status == case.status, ending.err
+    assert "Traceback" not in ending.out + ending.err
+    # Names of files may hold what is no text, but can be printed all the same.
+    (ending.out + ending.err).encode("utf-8")
+    # Progress bars go back to the beginning of their line.
+    lines = [line for line in re.split(r"[\r\n]+", ending.err) if line.strip()]
+    errors = [line for line in lines if f"{PROGRAMS[case.program]}: error: " in line]
+    if case.status == 0:
+        assert errors == []
+        assert re.search(case.says, ending.out + ending.err)
+        return
+    [error] = errors
+    assert lines[-1] == error
+    assert error.startswith(PROGRAMS[case.program])
+    assert re.search(case.says, error), error
+    if case.status == 1 and not case.started:
+        assert lines == [error]
 
 
-def use_negative_size(folder: Path) -> None:
-    write_labels(folder, annotations=[{"id": 8, "image_id": 1, "category_id": 3, "bbox": [10, 10, -30, 30]}])
+@pytest.mark.parametrize("case", ALL_CASES, ids=[case.title for case in ALL_CASES])
+def test_bad_input(case: Case, tmp_path: Path, monkeypatch, capsys, caplog) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    arguments = case.make(folder)
+    if case.finished_run:
+        finished_run(folder)
+    before = contents(folder)
+    check_sources = trainer.check_sources
+
+    def check_and_spoil(*sources, **options) -> list[str]:
+        warnings = check_sources(*sources, **options)
+        if case.after_check is not None:
+            case.after_check(folder)
+            before.update(contents(folder))
+        return warnings
+
+    monkeypatch.setattr(trainer, "check_sources", check_and_spoil)
+    monkeypatch.setattr(sys, "argv", [PROGRAMS[case.program]])
+    caplog.set_level(logging.INFO)
+    capsys.readouterr()
+    # Of an earlier run in this process.
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    environment = {name: value.format(folder=tmp_path) for name, value in case.environment.items()}
+    if case.own_process or case.missing_package is not None:
+        ending = run_apart(case, arguments, environment, tmp_path)
+    else:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        ending = run_here(case, arguments, capsys, caplog)
+    check_ending(case, ending)
+
+    after = contents(folder)
+    assert {name: after.get(name) for name in before} == before
+    new = [name for name, content in after.items() if name not in before and content is not None]
+    assert not [name for name in new if "partial" in name]
+    if case.status != 0 and not case.started:
+        assert new == []
 
 
-def remove_boxes(folder: Path) -> None:
-    write_labels(folder, annotations=[])
+def test_the_table_is_of_today() -> None:
+    assert TABLE.read_text(encoding="utf-8") == table(), "run python tests/bad_inputs/write_table.py"
 
 
-def remove_json(folder: Path) -> None:
-    (folder / "labels.json").unlink()
-
-
-def write_no_json(folder: Path) -> None:
-    (folder / "labels.json").write_text("images: 3")
-
-
-def write_broken_xml(folder: Path) -> None:
-    (folder / "1.xml").write_text("<annotation><object>")
-
-
-def change_nothing(_folder: Path) -> None:
-    pass
-
-
-@pytest.mark.parametrize(
-    ("damage", "extra", "culprits"),
-    [
-        (remove_picture, "", ["2.png", "missing"]),
-        (break_all_pictures, "", ["1.png", "not a readable image"]),
-        (use_unknown_category, "", ["labels.json", "annotation 8", "category_id=5"]),
-        (use_negative_size, "", ["labels.json", "annotation 8", "[10, 10, -30, 30]", "negative"]),
-        (remove_boxes, "", ["labels", "not one usable box"]),
-        (remove_json, "", ["labels.json", "no such file"]),
-        (write_no_json, "", ["labels.json", "not a json file"]),
-        (change_nothing, "--unlabeled {folder}/empty", ["empty", "no image found"]),
-        (change_nothing, "--unlabeled {folder}/nowhere", ["nowhere", "no such file or folder"]),
-        (change_nothing, "--unlabeled {folder} --label_fraction 0.5", ["label_fraction=0.5", "unlabeled="]),
-        (change_nothing, "--labeled {folder}", ["a bare folder has no boxes"]),
-        (change_nothing, "--learning_rate -1", ["learning_rate=-1.0", "above 0"]),
-        (change_nothing, "--config {folder}/nowhere.yaml", ["nowhere.yaml", "no such configuration file"]),
-        (change_nothing, "--backbone resnet1234", ["backbone='resnet1234'", "no such model"]),
-        (change_nothing, "--backbone_weights nowhere.pth --size small", ["nowhere.pth", "no such file"]),
-        (change_nothing, "--backbone_weights imagenet", ["TimmBackbone", "--backbone_weights random"]),
-        (change_nothing, "--init_from nowhere", ["init_from='nowhere'", "config.json"]),
-        (change_nothing, "--trackers abacus", ["abacus"]),
-        (change_nothing, "--consistency_copies 0", ["consistency_copies=0", "at least 1"]),
-        (change_nothing, "--one_to_many_steps 2", ["one_to_many_steps=2", "num_steps=1"]),
-        (change_nothing, "--evaluated_networks ema", ["evaluated_networks=['ema']", "student, teacher"]),
-        (change_nothing, "--unlabeled {folder} --instruments", ["instruments=True", "label_fraction"]),
-        (change_nothing, "--labeled {folder}/1.png", ["1.png", "COCO .json", "XML"]),
-        (write_broken_xml, "--labeled {folder}", ["1.xml"]),
-        (change_nothing, "--labeled {folder}/empty/train.txt", ["train.txt"]),
-    ],
-)
-def test_one_line_names_the_culprit(main, folder: Path, capsys, damage, extra: str, culprits: list[str]) -> None:
-    damage(folder)
-    assert main(arguments(folder, *extra.format(folder=folder).split())) == 1
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("train_ssod.py: error: ")
-    for culprit in culprits:
-        assert culprit in line
-    assert not (folder / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "culprits"),
-    [
-        ("schedule: {ema_momentum: 2}", ["ema_momentum=2", "below 1"]),
-        ("schedule: {ema_momentun: 0.9}", ["`schedule`", "ema_momentun"]),
-        ("schedules: {ema_momentum: 0.9}", ["unknown schedules"]),
-        ("matching: {one_to_many_assigner: hungarian}", ["one_to_many_assigner='hungarian'", "alignment"]),
-        ("consistency: {consistency_weight: 1e1}", ["consistency_weight='1e1'", "1.0e-4"]),
-        ("schedule: 3", ["run.yaml", "sections"]),
-        ("[1, 2]", ["run.yaml", "sections"]),
-        ("schedule: {", ["run.yaml", "not a YAML file"]),
-    ],
-)
-def test_a_wrong_yaml_file_is_one_line_too(main, folder: Path, capsys, text: str, culprits: list[str]) -> None:
-    (folder / "run.yaml").write_text(text)
-    assert main(arguments(folder, "--config", str(folder / "run.yaml"))) == 1
-    [line] = capsys.readouterr().err.splitlines()
-    assert all(culprit in line for culprit in culprits)
-
-
-@pytest.mark.parametrize("extra", ["--learning_rate fast", "--learning_rat 0.1", "--size huge", "--method official"])
-def test_bad_usage_is_status_two(main, folder: Path, capsys, extra: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments(folder, *extra.split()))
-    assert ended.value.code == 2
-    assert extra.split()[0] in capsys.readouterr().err
-
-
-def test_what_has_no_default_is_asked_for(main, capsys) -> None:
-    assert main(["--output_dir", "out"]) == 1
-    assert "`data` lacks labeled" in capsys.readouterr().err
-
-
-def test_one_unreadable_picture_is_skipped_and_counted(main, folder: Path, capsys) -> None:
-    (folder / "2.png").write_bytes(b"no picture")
-    assert main(arguments(folder, "--num_steps", "3")) == 0
-    # Two images a step, so every image is drawn in the first two of the three steps.
-    assert "1 unreadable images skipped" in capsys.readouterr().out
-
-
-def test_a_category_without_boxes_is_a_warning(main, folder: Path, capsys, caplog) -> None:
-    write_labels(folder, categories=[*CATEGORIES, {"id": 9, "name": "cow"}])
-    assert main(arguments(folder)) == 0
-    assert any("cow" in record.message and record.levelname == "WARNING" for record in caplog.records)
-    assert "Traceback" not in capsys.readouterr().err
+def test_the_table_is_long_and_says_nothing_twice() -> None:
+    titles = [case.title for case in ALL_CASES]
+    assert len(titles) >= 60
+    assert len(set(titles)) == len(titles)

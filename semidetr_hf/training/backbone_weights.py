@@ -3,6 +3,7 @@
 Source: the released code starts from a ResNet-50 trained on ImageNet, and freezes its batch normalization.
 """
 
+import pickle
 import re
 from pathlib import Path
 
@@ -75,7 +76,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     # A damaged file raises whatever its bytes lead the parsers to: UnpicklingError, SafetensorError, even IndexError.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not a .safetensors file or a .pth file of plain tensors ({reason})") from error
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds other objects, which were not loaded since they could run code"
+        raise ValueError(
+            f"{path}: not a .safetensors file or a .pth file of plain tensors ({reason}); save "
+            "`timm_model.state_dict()`"
+        ) from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path}: holds no state dict (names to tensors); save `timm_model.state_dict()`")
     return weights
