@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from semidetr_hf.data.digits import write_digits_dataset
 from semidetr_hf.training.config import TrainingConfig
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -189,3 +190,44 @@ def test_a_report_of_nothing_says_so(report: ModuleType, tmp_path: Path, capsys:
     report.write_report(tmp_path, baseline="base", arms=["base"])
     assert "no results yet" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_endurance_compares_the_end_with_the_beginning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    endurance = importlib.import_module("endurance")
+    output = tmp_path / "endurance.json"
+    flags = ["--steps", "6", "--from_step", "2", "--scenes", "40", "--num_workers", "0", "--output", str(output)]
+    endurance.main(["--work", str(tmp_path), *flags])
+    record = json.loads(output.read_text())
+    assert {"command", "seed", "steps", "date", "versions", "hardware", "growth", "rows"} <= set(record)
+    assert [row["step"] for row in record["rows"]] == [1, 2, 3, 4, 5, 6]
+    assert set(record["growth"]) >= {"memory_mb", "objects", "open_files", "threads"}
+    assert record["growth"]["memory_mb"]["at_step_2"] == record["rows"][1]["memory_mb"] > 100
+    rows = [{"step": step, "x": value} for step, value in enumerate([9.0, 2.0, 3.0, 2.5])]
+    assert endurance.growth(rows, "x", 1) == {"at_step_1": 2.0, "at_the_end": 2.5, "largest": 3.0, "growth": 0.5}
+
+
+@pytest.mark.multiprocess
+def test_a_run_on_two_processes_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    processes = importlib.import_module("processes")
+    write_digits_dataset(tmp_path / "data", num_train=40, num_val=1, image_size=96)
+    assert 0 < processes.measure(tmp_path / "work", tmp_path / "data", "two processes", 1) < 60
+
+
+def test_variants_are_compared_round_by_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    processes = importlib.import_module("processes")
+    # Three rounds on a machine that gets slower: one process takes 1, 2, 4 seconds, every other variant twice that.
+    speeds = iter([factor * base for base in (1.0, 2.0, 4.0) for factor in (1, 2, 2, 2, 2)])
+    monkeypatch.setattr(processes, "measure", lambda *_args: next(speeds))
+    monkeypatch.setattr(processes, "write_digits_dataset", lambda *_args, **_kwargs: None)
+    output = tmp_path / "processes.json"
+    processes.main(["--work", str(tmp_path), "--rounds", "3", "--output", str(output)])
+    variants = json.loads(output.read_text())["variants"]
+    assert variants["two processes"] == {
+        "seconds_per_step": [2.0, 4.0, 8.0],
+        "median": 4.0,
+        "ratio_to_one_process": 2.0,
+    }
+    assert set(variants) == set(processes.VARIANTS)
