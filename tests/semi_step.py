@@ -9,9 +9,10 @@ from tiny import tiny_batch, tiny_model
 from torch import Tensor
 
 from semidetr_hf.geometry import horizontal_flip
-from semidetr_hf.ssod.objective import ConsistencyRules, PseudoLabelRules, SemiDetrObjective, StepLosses
+from semidetr_hf.ssod.objective import SemiDetrObjective, StepLosses
 from semidetr_hf.ssod.one_to_many import OneToManyAssigner, OneToManyCriterion
 from semidetr_hf.ssod.query_consistency import QueryProjector
+from semidetr_hf.ssod.rules import ConsistencyRules, PseudoLabelRules
 from semidetr_hf.ssod.teacher import EMATeacher
 from semidetr_hf.structures import LabeledBatch, LossWeights, PseudoLabels, SemiBatch, UnlabeledBatch, View
 

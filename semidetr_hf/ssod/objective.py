@@ -13,7 +13,7 @@ Legend: B images, Q matching queries, N consistency queries, D width, P decoder 
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from semidetr_hf.model.decoder_queries import DecoderQueries
 from semidetr_hf.model.outputs import EncodedImages
 from semidetr_hf.ssod.divergence import num_boxes_of_finite, require_costs
 from semidetr_hf.ssod.label_mining import (
-    ThresholdRule,
     fit_cost_threshold,
     gather_costs,
     keep_all,
@@ -48,57 +47,9 @@ from semidetr_hf.ssod.query_consistency import (
     roi_features,
     with_dummies,
 )
+from semidetr_hf.ssod.rules import ConsistencyRules, PseudoLabelRules
 from semidetr_hf.ssod.teacher import EMATeacher
 from semidetr_hf.structures import LossWeights, PseudoLabels, SemiBatch, Stage, Target, UnlabeledBatch, View
-
-
-@dataclass(frozen=True, kw_only=True)
-class PseudoLabelRules:
-    """Which detections of the teacher become targets.
-
-    Attributes:
-        score_threshold: smallest score (0.4 in the paper).
-        confident_source: take the confident ones of all "detections", or of the "candidates" that passed the mean +
-            deviation filter (released code).
-        mean_std_filter: candidates have a score of at least mean + standard deviation of the image's scores.
-        nms_iou: two boxes of a class that overlap more are duplicates.
-        min_score: smallest score before duplicates are removed.
-        max_detections: most detections of one image.
-        min_box_size: smallest width and height of a pseudo-label in the strong view, in pixels; None keeps all.
-    """
-
-    score_threshold: float = 0.4
-    confident_source: Literal["detections", "candidates"] = "detections"
-    mean_std_filter: bool = True
-    nms_iou: float = 0.6
-    min_score: float = 0.01
-    max_detections: int = 300
-    min_box_size: float | None = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConsistencyRules:
-    """How consistency queries are made; see `ConsistencyConfig` of the training configuration.
-
-    Attributes:
-        candidate_filter: which candidates besides the confident ones: those of low matching "cost", "none" (fixed
-            threshold), the "top_k" of each image, or all that passed the "mean_std" filter.
-        cost_threshold: rule for the threshold of the mixture, see `fit_cost_mixture`.
-        top_k: for the filter of that name.
-        source: content from features of the "teacher" for both networks (released code), or from both views,
-            "exchanged" between the networks (paper).
-        copies: equal copies of every query.
-        rows: which rows the loss is a mean of, see `consistency_loss`.
-        unit_length: compare states scaled to length 1 (released code).
-    """
-
-    candidate_filter: Literal["cost", "none", "top_k", "mean_std"] = "cost"
-    cost_threshold: ThresholdRule = "mean"
-    top_k: int = 10
-    source: Literal["teacher", "exchanged"] = "exchanged"
-    copies: int = 1
-    rows: Literal["real", "all"] = "real"
-    unit_length: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +68,7 @@ class StepLosses:
         cost_threshold: candidates up to this cost were mined; None unless candidates are mined by cost.
     """
 
-    supervised: dict[str, Tensor]
+    supervised: dict[str, Tensor] = field(default_factory=dict)
     pseudo: dict[str, Tensor] = field(default_factory=dict)
     consistency: dict[str, Tensor] = field(default_factory=dict)
     candidates: list[PseudoLabels] = field(default_factory=list)
@@ -190,7 +141,12 @@ class SemiDetrObjective(nn.Module):
         supervised = _named("sup", self.supervised_losses(labeled_features, labeled.targets, stage))
         if unlabeled is None:
             return StepLosses(supervised=supervised)
+        return replace(self.unlabeled_losses(unlabeled, teacher, stage, weights), supervised=supervised)
 
+    def unlabeled_losses(
+        self, unlabeled: UnlabeledBatch, teacher: EMATeacher, stage: Stage, weights: LossWeights
+    ) -> StepLosses:
+        """Return the losses on unlabeled images; arguments and errors as in `forward`."""
         weak, strong = unlabeled.weak, unlabeled.strong
         teacher_features = teacher.encode(weak)
         candidates = self.find_candidates(teacher, teacher_features, unlabeled)
@@ -213,7 +169,6 @@ class SemiDetrObjective(nn.Module):
         )
         pseudo = self.compare(predictions, targets, stage, what="predictions on unlabeled images")
         losses = StepLosses(
-            supervised=supervised,
             pseudo=_named("pseudo", pseudo),
             candidates=[pair.strong for pair in candidates],
             confident=confident,

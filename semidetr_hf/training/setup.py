@@ -17,10 +17,11 @@ from semidetr_hf.data.sources import Source, open_source
 from semidetr_hf.data.splits import labeled_subset
 from semidetr_hf.data.voc import Categories, Corners
 from semidetr_hf.model import SemiDetrConfig, SemiDetrForObjectDetection, SemiDetrImageProcessor
-from semidetr_hf.ssod.objective import ConsistencyRules, PseudoLabelRules, SemiDetrObjective
+from semidetr_hf.ssod.objective import SemiDetrObjective
 from semidetr_hf.ssod.one_to_many import Assigner, OneToManyAssigner, OneToManyCriterion
 from semidetr_hf.ssod.one_to_many_variants import ATSSAssigner, MaxIoUAssigner, SimOTAAssigner
 from semidetr_hf.ssod.query_consistency import QueryProjector
+from semidetr_hf.ssod.rules import ConsistencyRules, PseudoLabelRules
 from semidetr_hf.ssod.schedule import StageSchedule
 from semidetr_hf.training import presets
 from semidetr_hf.training.backbone_weights import load_backbone_weights

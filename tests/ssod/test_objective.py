@@ -22,9 +22,10 @@ from torch.testing import assert_close
 
 from semidetr_hf.geometry import translation
 from semidetr_hf.model.criterion import average_num_boxes
-from semidetr_hf.ssod.objective import ConsistencyRules, SemiDetrObjective, StepLosses
+from semidetr_hf.ssod.objective import SemiDetrObjective, StepLosses
 from semidetr_hf.ssod.one_to_many import OneToManyAssigner, OneToManyCriterion
 from semidetr_hf.ssod.pseudo_labels import to_targets
+from semidetr_hf.ssod.rules import ConsistencyRules
 from semidetr_hf.ssod.teacher import EMATeacher
 from semidetr_hf.structures import LabeledBatch, SemiBatch, Stage, Target, UnlabeledBatch, View
 

@@ -11,8 +11,9 @@ from torch.testing import assert_close
 
 from semidetr_hf.model.decoder_queries import DecoderQueries
 from semidetr_hf.model.outputs import EncodedImages
-from semidetr_hf.ssod.objective import ConsistencyRules, PseudoLabelRules, StepLosses
+from semidetr_hf.ssod.objective import StepLosses
 from semidetr_hf.ssod.query_consistency import roi_features
+from semidetr_hf.ssod.rules import ConsistencyRules, PseudoLabelRules
 from semidetr_hf.structures import Stage
 
 # Boxes of 24 x 24 pixels and more, so that features are cut from cells of 8 x 8 pixels.

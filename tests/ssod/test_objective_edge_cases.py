@@ -13,7 +13,8 @@ from torch import Tensor
 
 from semidetr_hf.geometry import translation
 from semidetr_hf.ssod import objective as objective_module
-from semidetr_hf.ssod.objective import ConsistencyRules, PseudoLabelRules, SemiDetrObjective, StepLosses
+from semidetr_hf.ssod.objective import SemiDetrObjective, StepLosses
+from semidetr_hf.ssod.rules import ConsistencyRules, PseudoLabelRules
 from semidetr_hf.ssod.teacher import EMATeacher
 from semidetr_hf.structures import SemiBatch, Stage, Target, View
 

@@ -8,8 +8,9 @@ from semi_step import WEIGHTS, build, mirrored, semi_batch, total
 from torch import Tensor
 from torch.testing import assert_close
 
-from semidetr_hf.ssod.objective import ConsistencyRules, SemiDetrObjective
+from semidetr_hf.ssod.objective import SemiDetrObjective
 from semidetr_hf.ssod.pseudo_labels import to_targets
+from semidetr_hf.ssod.rules import ConsistencyRules
 from semidetr_hf.structures import Stage
 
 
