@@ -7,6 +7,7 @@ Nothing is re-exported here, so that importing one file does not import the libr
   behind it, `coco_json` has the checks of a COCO file.
 * `splits`: which images of a labeled set keep their labels; `write_coco_splits` writes both parts as COCO files.
 * `validation`: the checks before training starts.
-* `augment`: labeled, weak and strong views. `loading`: data sets, sampler, batches.
+* `augment`: labeled, weak and strong views. `loading`: data sets, sampler, batches. `aspect_ratio`: the same draws in
+  batches of similar shape.
 * `digits`: a small data set of real digits on real photographs, written to disk as COCO.
 """

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from .. import geometry
+from .images import ViewSize
 
 GEOMETRY_OPS = ("translate_x", "translate_y", "rotate", "shear")
 _ENHANCEMENTS = {
@@ -71,6 +72,11 @@ class AugmentConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be between {lowest} and {highest}")
         if not (len(self.erase_patches) == 2 and 0 <= self.erase_patches[0] <= self.erase_patches[1]):
             raise ValueError(f"erase_patches={self.erase_patches}: must be (fewest, most) with 0 <= fewest <= most")
+
+    @property
+    def largest_view(self) -> ViewSize:
+        """The size of the largest view that may be drawn."""
+        return ViewSize(max(self.short_edges), self.long_edge)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +133,7 @@ def resize(image: Image.Image, short_edge: int, long_edge: int) -> AugmentedImag
     Each edge is rounded to whole pixels by itself; the homography holds the two resulting factors.
     """
     width, height = image.size
-    scale = min(long_edge / max(width, height), short_edge / min(width, height))
+    scale = ViewSize(short_edge, long_edge).scale(width, height)
     new_width, new_height = max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
     resized = functional.resize(image, [new_height, new_width])
     return AugmentedImage(image=resized, homography=geometry.scaling(new_width / width, new_height / height))

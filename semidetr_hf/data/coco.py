@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .coco_json import CocoDocument, CocoImage, read_coco_json, visible_box
-from .images import Sample, load_image
+from .images import Sample, ViewSize, load_for_view, stored_size
 
 logger = logging.getLogger(__name__)
 
@@ -80,21 +80,39 @@ class CocoSource:
         Raises:
             UnreadableImageError: if the file is missing, broken, or not of the size the json says.
         """
+        return self.read_for_view(index, None)
+
+    def read_for_view(self, index: int, largest_view: ViewSize | None) -> Sample:
+        """Return the same, of a large JPEG file no more pixels than its views need.
+
+        Args:
+            index: of the image.
+            largest_view: the largest that will be made of it; None for the whole picture.
+
+        Raises:
+            UnreadableImageError: if the file is missing, broken, or not of the size the json says.
+        """
         entry = self._images[index]
-        image = load_image(self.path(index), expected_size=entry.size)
+        image, reduction = load_for_view(self.path(index), entry.size, largest_view)
+        size = (image.height * reduction, image.width * reduction)
         boxes, labels = [], []
         for annotation in self._annotations.get(entry.image_id, ()):
-            box = visible_box(annotation.bbox, (image.height, image.width)) if annotation.usable else None
+            box = visible_box(annotation.bbox, size) if annotation.usable else None
             if box is not None:
                 boxes.append(box)
                 labels.append(self._label_of[annotation.category_id])
         return Sample(
             image=image,
-            boxes_xyxy=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            boxes_xyxy=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) / reduction,
             class_labels=torch.tensor(labels, dtype=torch.int64),
             image_id=entry.image_id,
             file_name=entry.file_name,
+            reduction=reduction,
         )
+
+    def image_size(self, index: int) -> tuple[int, int] | None:
+        """Return (height, width) as the json says, else as the file does; None if that cannot be read."""
+        return self._images[index].size or stored_size(self.path(index))
 
     def subset(self, image_ids: Sequence[int | str]) -> "CocoSource":
         """Return a source with only these images, in the order of the file.

@@ -1,10 +1,12 @@
 """A bare folder of images, for unlabeled data."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from .images import Sample, load_image
+from .images import Sample, ViewSize, load_for_view, stored_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -29,9 +31,7 @@ class FolderSource:
         if not self.folder.is_dir():
             raise ValueError(f"{folder}: not a folder; give a folder that holds image files")
         self.image_ids: list[str] = sorted(
-            file.relative_to(self.folder).as_posix()
-            for file in self.folder.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            name for name in _file_names(self.folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         )
         if not self.image_ids:
             raise ValueError(f"{folder}: no image found in it or below; looked for {', '.join(IMAGE_SUFFIXES)}")
@@ -50,10 +50,45 @@ class FolderSource:
         Raises:
             UnreadableImageError: if the file is missing or broken.
         """
+        return self.read_for_view(index, None)
+
+    def read_for_view(self, index: int, largest_view: ViewSize | None) -> Sample:
+        """Return the same, of a large JPEG file no more pixels than its views need.
+
+        Args:
+            index: of the image.
+            largest_view: the largest that will be made of it; None for the whole picture.
+
+        Raises:
+            UnreadableImageError: if the file is missing or broken.
+        """
+        image, reduction = load_for_view(self.path(index), None, largest_view)
         return Sample(
-            image=load_image(self.path(index)),
+            image=image,
             boxes_xyxy=torch.zeros((0, 4), dtype=torch.float32),
             class_labels=torch.zeros((0,), dtype=torch.int64),
             image_id=self.image_ids[index],
             file_name=self.image_ids[index],
+            reduction=reduction,
         )
+
+    def image_size(self, index: int) -> tuple[int, int] | None:
+        """Return (height, width) from the header of the file, None if that cannot be read."""
+        return stored_size(self.path(index))
+
+
+def _file_names(folder: Path, below: str = "") -> Iterator[str]:
+    """Yield the path of every file in a folder and its sub-folders; links to files count, links to folders do not."""
+    folders = []
+    try:
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                # What the folder itself tells about its entries saves asking the disk about each; not so of links.
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{below}{entry.name}/")
+                elif os.path.isfile(entry) if entry.is_symlink() else entry.is_file():
+                    yield below + entry.name
+    except PermissionError:
+        return  # a folder that is closed to us, such as the lost+found of a disk, holds no images of ours
+    for name in folders:
+        yield from _file_names(folder, name)

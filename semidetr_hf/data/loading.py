@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.ops import box_convert
 
-from ..geometry import apply_to_boxes, clip_boxes, has_visible_area
+from ..geometry import apply_to_boxes, clip_boxes, compose, has_visible_area, scaling
 from ..structures import LabeledBatch, Target, UnlabeledBatch, View
 from .augment import AugmentConfig, AugmentedImage, labeled_view, strong_view, weak_view
 from .images import Sample, UnreadableImageError
-from .sources import Source
+from .sources import Source, ViewSource
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,8 @@ class _ViewDataset:
         for attempt in range(min(MAX_TRIES, len(self.source))):
             place = (index + attempt) % len(self.source)
             try:
+                if isinstance(self.source, ViewSource):
+                    return self.source.read_for_view(place, self.augment.largest_view)
                 return self.source[place]
             except UnreadableImageError as error:
                 failures.append(str(error))
@@ -94,12 +96,15 @@ class _ViewDataset:
                     logger.warning("skipped an image, the next one is taken instead: %s", error)
         raise UnreadableImageError(f"{len(failures)} images in a row cannot be read: " + " | ".join(failures))
 
-    def _to_item(self, view: AugmentedImage) -> ViewItem:
-        return ViewItem(pixel_values=self._normalize(view.image), homography=view.homography)
+    def _to_item(self, view: AugmentedImage, reduction: int) -> ViewItem:
+        from_original = compose(scaling(1 / reduction, 1 / reduction), view.homography)
+        return ViewItem(pixel_values=self._normalize(view.image), homography=from_original)
 
     def _normalize(self, image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        return pixels.float().mul_(self._scale).sub_(self._shift)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        # Channels apart and numbers converted in one pass over the pixels.
+        values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return values.mul_(self._scale).sub_(self._shift)
 
 
 class LabeledDataset(_ViewDataset, Dataset[LabeledItem]):
@@ -146,7 +151,7 @@ class LabeledDataset(_ViewDataset, Dataset[LabeledItem]):
             "class_labels": sample.class_labels[keep],
             "boxes": box_convert(relative, in_fmt="xyxy", out_fmt="cxcywh"),
         }
-        return LabeledItem(view=self._to_item(view), target=target, image_id=sample.image_id)
+        return LabeledItem(view=self._to_item(view, sample.reduction), target=target, image_id=sample.image_id)
 
     @staticmethod
     def collate(items: Sequence[LabeledItem]) -> LabeledBatch:
@@ -188,7 +193,11 @@ class UnlabeledDataset(_ViewDataset, Dataset[UnlabeledItem]):
         rng = random.Random(seed)
         weak = weak_view(sample.image, self.augment, rng)
         strong = strong_view(sample.image, self.augment, rng)
-        return UnlabeledItem(weak=self._to_item(weak), strong=self._to_item(strong), image_id=sample.image_id)
+        return UnlabeledItem(
+            weak=self._to_item(weak, sample.reduction),
+            strong=self._to_item(strong, sample.reduction),
+            image_id=sample.image_id,
+        )
 
     @staticmethod
     def collate(items: Sequence[UnlabeledItem]) -> UnlabeledBatch:
@@ -255,7 +264,8 @@ def pad_views(items: Sequence[ViewItem]) -> View:
         raise ValueError("pad_views got no views; a batch needs at least one image")
     sizes = [tuple(item.pixel_values.shape[-2:]) for item in items]
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    pixel_values = torch.zeros((len(items), 3, height, width), dtype=torch.float32)
+    # Zeros that lie in shared memory when a loader worker makes them; the finished batch would be copied there.
+    pixel_values = default_collate([torch.zeros(()).expand(3, height, width)] * len(items))
     pixel_mask = torch.zeros((len(items), height, width), dtype=torch.int64)
     for row, (item, size) in enumerate(zip(items, sizes, strict=True)):
         pixel_values[row, :, : size[0], : size[1]] = item.pixel_values
@@ -274,6 +284,7 @@ def view_loader(
     *,
     batch_size: int,
     num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader[Any]:
     """Return a loader of `LabeledBatch` or `UnlabeledBatch`, as the data set makes them.
 
@@ -282,6 +293,7 @@ def view_loader(
         sampler: pairs (index, seed), such as a `PassSampler`.
         batch_size: images in a batch; the last one may have fewer.
         num_workers: processes that make items; 0 = this one.
+        pin_memory: whether batches are put where a CUDA device can fetch them while the program goes on.
     """
     if num_workers > 0:
         atexit.unregister(_end_workers)
@@ -292,6 +304,7 @@ def view_loader(
         sampler=sampler,
         collate_fn=dataset.collate,
         num_workers=num_workers,
+        pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=_ignore_stop_signals,
         # Of its own: a loader draws a seed for its workers, which must not move the random numbers of the training.

@@ -1,12 +1,13 @@
 """What a source of images offers, and the one door through which a path becomes a source."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .coco import CocoSource
 from .folder import FolderSource
-from .images import Sample
+from .images import Sample, ViewSize
 from .voc import Categories, Corners, VocSource, has_xml_files, is_voc_folder
 
 ACCEPTED = "a COCO .json, a VOC image set (.txt) or folder, a folder of images with or without XML files"
@@ -54,6 +55,22 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class ViewSource(Protocol):
+    """What a source offers besides, that views may be made faster; every source that `open_source` returns does.
+
+    Of one that does not, every image is read as a whole and its size from the header of its file.
+    """
+
+    def read_for_view(self, index: int, largest_view: ViewSize | None) -> Sample:
+        """Return the image at `index` with no more pixels than the largest view of it needs."""
+        ...
+
+    def image_size(self, index: int) -> tuple[int, int] | None:
+        """Return (height, width) of the whole image without decoding it, None if it is unreadable."""
+        ...
+
+
 def open_source(
     path: str | Path,
     image_folder: str | Path | None = None,
@@ -97,7 +114,10 @@ def open_source(
 def _is_read_as_xml(path: Path, labeled: bool) -> bool:
     if is_voc_folder(path):
         return True
-    if voc_folders := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and is_voc_folder(folder)):
+    # Asking the disk about each of half a million files takes seconds; the folder itself tells which are links.
+    with os.scandir(path) as entries:
+        folders = sorted(e.name for e in entries if (os.path.isdir(e) if e.is_symlink() else e.is_dir()))
+    if voc_folders := [name for name in folders if is_voc_folder(path / name)]:
         # Opened as a bare folder it would also yield the pictures of VOC's segmentation masks.
         raise ValueError(f"{path}: holds the VOC folders {', '.join(voc_folders)}; give one of them or an image set")
     return labeled and has_xml_files(path)

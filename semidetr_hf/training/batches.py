@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from semidetr_hf.data.aspect_ratio import AspectRatioSampler
 from semidetr_hf.data.images import UnreadableImageError
 from semidetr_hf.data.loading import LabeledDataset, PassSampler, UnlabeledDataset, view_loader
 from semidetr_hf.ssod.schedule import StageSchedule
@@ -24,7 +25,7 @@ class TrainingBatches:
     all of them.
 
     Args:
-        config: batch sizes, seed, accumulation, workers.
+        config: batch sizes, seed, accumulation, workers, whether batches are grouped by aspect ratio.
         schedule: says which steps see unlabeled images.
         accelerator: says which process this is.
         labeled: makes the labeled views.
@@ -46,6 +47,7 @@ class TrainingBatches:
         self.datasets: dict[str, LabeledDataset | UnlabeledDataset] = {"labeled": labeled}
         self._repeats = config.run.gradient_accumulation_steps * accelerator.num_processes
         self._num_workers = config.data.num_workers
+        self._groups_by_aspect_ratio = config.data.group_by_aspect_ratio
         self.num_unlabeled_per_step = config.data.unlabeled_batch_size * self._repeats  # on all processes
         data, seed, num_steps = config.data, config.run.seed, config.schedule.num_steps
         self.labeled = self._batches(
@@ -66,9 +68,16 @@ class TrainingBatches:
     def _batches(
         self, dataset: LabeledDataset | UnlabeledDataset, batch_size: int, *, num_steps: int, start: int, seed: int
     ) -> Iterator[Any]:
-        draws = self._repeats * batch_size
-        sampler = PassSampler(len(dataset), num_steps * draws, seed=seed, start=start * draws)
-        loader = view_loader(dataset, sampler, batch_size=batch_size, num_workers=self._num_workers)
+        per_step = self._repeats * batch_size
+        draws = PassSampler(len(dataset), num_steps * per_step, seed=seed, start=start * per_step)
+        groups = self._groups_by_aspect_ratio
+        loader = view_loader(
+            dataset,
+            AspectRatioSampler(draws, dataset.source, batch_size) if groups else draws,
+            batch_size=batch_size,
+            num_workers=self._num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
         return iter(self.accelerator.prepare(loader))
 
     def next(self, *, with_unlabeled: bool) -> SemiBatch:

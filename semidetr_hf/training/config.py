@@ -48,6 +48,8 @@ class DataConfig:
     )
     long_edge: int = option(1333, help="largest length of the long edge, in pixels")
     flip_probability: float = option(0.5, help="probability of a horizontal flip")
+    # Released code: always, in two groups, wider than high and not.
+    group_by_aspect_ratio: bool = option(False, help="put images of similar shape into a batch, which pads them less")
     label_fraction: float | None = option(
         None, help="use only this share of the labeled images as labeled, the other ones as unlabeled"
     )

@@ -21,6 +21,18 @@ def test_finds_images_of_any_case_in_sub_folders_in_order(tmp_path: Path) -> Non
     assert source.path(0) == tmp_path / "a b.png"
 
 
+def test_links_to_files_count_and_links_to_folders_do_not(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (5, 4)).save(tmp_path / "elsewhere" / "a.png")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "file.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (images / "folder.png").symlink_to(tmp_path / "elsewhere")
+    (images / "nowhere.png").symlink_to(tmp_path / "missing")
+    (images / "itself.png").symlink_to(images / "itself.png")
+    assert FolderSource(images).image_ids == ["file.png"]
+
+
 def test_empty_folder_and_no_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{tmp_path}.*\.jpeg"):
         FolderSource(tmp_path)

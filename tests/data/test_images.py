@@ -5,7 +5,14 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from semidetr_hf.data.images import EXIF_ORIENTATION, UnreadableImageError, load_image
+from semidetr_hf.data.images import (
+    EXIF_ORIENTATION,
+    UnreadableImageError,
+    ViewSize,
+    load_for_view,
+    load_image,
+    stored_size,
+)
 
 
 def save_rotated(path: Path) -> None:
@@ -111,3 +118,88 @@ def test_a_name_with_line_breaks_is_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError) as caught:
         load_image(tmp_path / "first\nsecond.png")
     assert str(caught.value).startswith(rf"{tmp_path}/first\nsecond.png: the image file does not exist")
+
+
+# Pictures no larger than their views need ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "view", "reduction"),
+    [
+        # The short edge decides: 1200x800 becomes 150x100, an eighth. A quarter is twice as large, an eighth equal.
+        ((1200, 800), ViewSize(100, 200), 4),
+        # The long edge decides: 1600x800 becomes 200x100 though the short edge could be 200.
+        ((1600, 800), ViewSize(200, 200), 4),
+        # 150x100 would be enlarged 1.5 times from an eighth of 1800x1200, which is just what is asked for.
+        ((1800, 1200), ViewSize(100, 150), 8),
+        ((1800, 1200), ViewSize(101, 152), 4),
+        # 4 does not divide 1202, 2 does not divide 1201.
+        ((1202, 800), ViewSize(100, 200), 2),
+        ((1201, 800), ViewSize(100, 200), 1),
+        # Two thirds are left: half would be too small.
+        ((300, 300), ViewSize(200, 200), 1),
+        ((30, 20), ViewSize(100, 200), 1),
+    ],
+)
+def test_a_jpeg_is_read_as_small_as_its_views_allow(tmp_path: Path, size, view: ViewSize, reduction: int) -> None:
+    Image.effect_noise(size, 50).convert("RGB").save(tmp_path / "x.jpg")
+    image, found = load_for_view(tmp_path / "x.jpg", size[::-1], view)
+    assert found == reduction
+    assert image.size == (size[0] // reduction, size[1] // reduction)
+    if reduction == 1:
+        assert np.array_equal(np.asarray(image), np.asarray(load_image(tmp_path / "x.jpg")))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])
+def test_other_formats_are_read_whole(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (800, 800), (9, 8, 7)).save(tmp_path / f"x{suffix}")
+    image, reduction = load_for_view(tmp_path / f"x{suffix}", None, ViewSize(50, 50))
+    assert reduction == 1 and image.size == (800, 800)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_every_kind_of_jpeg_can_be_reduced(tmp_path: Path, mode: str) -> None:
+    Image.new("RGB", (800, 800), (255, 255, 255)).convert(mode).save(tmp_path / "x.jpg", progressive=True)
+    image, reduction = load_for_view(tmp_path / "x.jpg", None, ViewSize(50, 50))
+    assert reduction == 8 and image.size == (100, 100)
+    assert image.mode == "RGB" and np.asarray(image).min() > 240
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_picture_is_turned_like_the_whole_one(tmp_path: Path, orientation: int) -> None:
+    pixels = np.zeros((160, 320, 3), dtype=np.uint8)
+    pixels[:80, :80] = (255, 0, 0)
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[EXIF_ORIENTATION] = orientation
+    image.save(tmp_path / "x.jpg", exif=exif, quality=95)
+    whole = load_image(tmp_path / "x.jpg")
+    reduced, factor = load_for_view(tmp_path / "x.jpg", (whole.height, whole.width), ViewSize(20, 40))
+    assert factor == 4 and (reduced.width * 4, reduced.height * 4) == whole.size
+    # Each pixel is the mean of 4x4 of the whole picture, up to what the coding lost.
+    expected = np.asarray(whole).reshape(reduced.height, 4, reduced.width, 4, 3).mean(axis=(1, 3))
+    assert np.abs(np.asarray(reduced) - expected).mean() < 2
+    assert stored_size(tmp_path / "x.jpg") == (whole.height, whole.width)
+    # Boxes drawn on the stored picture keep it as it is stored.
+    as_stored, _ = load_for_view(tmp_path / "x.jpg", (160, 320), ViewSize(20, 40))
+    assert as_stored.size == (80, 40)
+
+
+def test_the_size_of_the_whole_picture_is_compared_with_the_annotations(tmp_path: Path) -> None:
+    Image.new("RGB", (1600, 1200)).save(tmp_path / "x.jpg")
+    # 1201 halved is 600 and a half: nothing that is seen of the reduced picture tells it from 1200.
+    with pytest.raises(UnreadableImageError, match=r"x\.jpg.*1600x1200.*1600x1201"):
+        load_for_view(tmp_path / "x.jpg", (1201, 1600), ViewSize(300, 400))
+
+
+def test_a_large_jpeg_that_was_cut_off_is_told_from_a_whole_one(tmp_path: Path) -> None:
+    Image.effect_noise((1600, 1200), 50).save(tmp_path / "whole.jpg")
+    content = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnreadableImageError, match=r"x\.jpg: not a readable image"):
+        load_for_view(tmp_path / "x.jpg", None, ViewSize(100, 100))
+
+
+def test_the_size_of_what_cannot_be_read_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"no picture")
+    assert stored_size(tmp_path / "x.jpg") is None and stored_size(tmp_path / "missing.jpg") is None

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from semidetr_hf.data.augment import AugmentConfig
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.folder import FolderSource
-from semidetr_hf.data.images import UnreadableImageError
+from semidetr_hf.data.images import Sample, UnreadableImageError
 from semidetr_hf.data.loading import (
     LabeledDataset,
     LabeledItem,
@@ -143,6 +144,90 @@ def test_when_nothing_is_readable_all_files_are_named(folder: FolderSource) -> N
     assert all(str(folder.path(index)) in str(caught.value) for index in range(5))
 
 
+# Large pictures ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class WholePictures:
+    """The images of another source, all of them decoded whole."""
+
+    source: CocoSource
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[index]
+
+
+def write_large_pictures(write_coco: Callable[..., Path]) -> Path:
+    """Write a JPEG file of 1600x1200 pixels with edges of every size and noise, and a small one, with boxes."""
+    sizes = {"large.jpg": (1600, 1200), "small.jpg": (70, 50)}
+    images = [
+        {"id": number, "file_name": name, "width": width, "height": height}
+        for number, (name, (width, height)) in enumerate(sizes.items(), start=1)
+    ]
+    boxes = [[3, 5, 331, 77], [1000.5, 700, 599.5, 500], [8, 8, 17, 9]]
+    annotations = [{"id": i, "image_id": 1, "category_id": 3, "bbox": box} for i, box in enumerate(boxes)]
+    path = write_coco(images=images, annotations=annotations, pictures=False)
+    rng = np.random.default_rng(0)
+    for name, (width, height) in sizes.items():
+        image = Image.new("RGB", (width, height))
+        draw = ImageDraw.Draw(image)
+        for radius in np.sort(8 / (1 - rng.random(3000)) ** 0.6)[::-1]:
+            x, y = rng.random() * width, rng.random() * height
+            color = tuple(rng.integers(0, 256, 3).tolist())
+            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
+        pixels = np.asarray(image) + rng.normal(0, 10, (height, width, 1))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path.parent / name, quality=90)
+    return path
+
+
+def test_views_of_reduced_pictures_are_those_of_whole_ones(write_coco: Callable[..., Path]) -> None:
+    source = CocoSource(write_large_pictures(write_coco))
+    # Views of 500 pixels or less along the short edge leave half of 1200 pixels 1.2 times as large: too little.
+    config = AugmentConfig(short_edges=(200, 300, 400), long_edge=533, color=False)
+    assert source.read_for_view(0, config.largest_view).reduction == 2
+    in_gray_levels = (0.0,) * 3, (1 / 255,) * 3
+    reduced = LabeledDataset(source, config, *in_gray_levels)
+    whole = LabeledDataset(WholePictures(source), config, *in_gray_levels)  # type: ignore[arg-type]
+    for seed in range(6):
+        item, expected = reduced[0, seed], whole[0, seed]
+        assert item.view.pixel_values.shape == expected.view.pixel_values.shape
+        assert item.view.homography.allclose(expected.view.homography, rtol=1e-12)
+        # 1e-6 of an edge of 533 pixels is far below half a pixel.
+        assert item.target["boxes"].allclose(expected.target["boxes"], rtol=0, atol=1e-6)
+        assert len(item.target["boxes"]) == 3
+        difference = (item.view.pixel_values - expected.view.pixel_values).abs()
+        assert 0 < difference.mean() < 3  # of 255
+    assert same(reduced[1, 0].view.pixel_values, whole[1, 0].view.pixel_values)
+
+
+def test_both_views_of_a_reduced_picture_are_drawn_as_of_the_whole_one(write_coco: Callable[..., Path]) -> None:
+    source = CocoSource(write_large_pictures(write_coco))
+    config = AugmentConfig(short_edges=(100, 150), long_edge=200)
+    assert source.read_for_view(0, config.largest_view).reduction == 4
+    reduced = UnlabeledDataset(source, config, MEAN, STD)
+    whole = UnlabeledDataset(WholePictures(source), config, MEAN, STD)  # type: ignore[arg-type]
+    for seed in range(10):
+        item, expected = reduced[0, seed], whole[0, seed]
+        for view, other in ((item.weak, expected.weak), (item.strong, expected.strong)):
+            assert view.pixel_values.shape == other.pixel_values.shape
+            assert view.homography.allclose(other.homography, rtol=1e-12, atol=1e-12)
+
+
+def test_a_source_gives_the_whole_picture_unless_asked(write_coco: Callable[..., Path]) -> None:
+    source = CocoSource(write_large_pictures(write_coco))
+    whole, reduced = source[0], source.read_for_view(0, AugmentConfig(short_edges=(100,)).largest_view)
+    assert (whole.reduction, whole.image.size) == (1, (1600, 1200))
+    # 1200 / 8 = 150 is 1.5 times 100.
+    assert (reduced.reduction, reduced.image.size) == (8, (200, 150))
+    assert reduced.boxes_xyxy.equal(whole.boxes_xyxy / 8)
+    folder = FolderSource(source.image_folder)
+    assert folder[0].image.size == (1600, 1200)
+    assert folder.read_for_view(0, AugmentConfig(short_edges=(100,)).largest_view).reduction == 8
+
+
 # Sampler -------------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +278,21 @@ def test_padding_is_zero_at_the_bottom_and_right() -> None:
     assert view.pixel_mask.tolist()[1] == [[1, 1, 1, 0, 0]] * 4
     assert view.pixel_mask.dtype == view.image_sizes.dtype == torch.int64
     assert view.homographies.dtype == torch.float64 and view.homographies[1, 0, 0] == 2
+
+
+class InWorker(UnlabeledDataset):
+    """Says of a batch that was made in a worker whether its pixels lie in shared memory before they are sent."""
+
+    @staticmethod
+    def collate(items: Any) -> Any:
+        return UnlabeledDataset.collate(items).weak.pixel_values.is_shared()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_workers_make_batches_where_the_other_process_reads_them(folder: FolderSource, num_workers: int) -> None:
+    dataset = InWorker(folder, VARIED, MEAN, STD)
+    [shared] = view_loader(dataset, PassSampler(len(folder), 2, 0), batch_size=2, num_workers=num_workers)
+    assert shared == (num_workers > 0)
 
 
 def test_a_batch_of_two_holds_the_two_batches_of_one(source: CocoSource) -> None:

@@ -17,7 +17,7 @@ from small_runs import SIZE, build, configure, source_of
 from semidetr_hf.data.augment import AugmentConfig
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.folder import FolderSource
-from semidetr_hf.data.images import Sample, UnreadableImageError
+from semidetr_hf.data.images import Sample, UnreadableImageError, ViewSize
 from semidetr_hf.data.loading import LabeledDataset, UnlabeledDataset
 from semidetr_hf.data.sources import Source
 from semidetr_hf.structures import SemiBatch
@@ -30,11 +30,19 @@ BURN_IN, NUM_STEPS = 2, 5
 
 
 def batches_of(
-    labeled: Source, unlabeled: Source | None, folder: Path, *, start: int = 0, accumulation: int = 1, workers: int = 0
+    labeled: Source,
+    unlabeled: Source | None,
+    folder: Path,
+    *,
+    start: int = 0,
+    accumulation: int = 1,
+    workers: int = 0,
+    grouped: bool = False,
 ) -> TrainingBatches:
+    data = {"num_workers": workers, "labeled_batch_size": 2, "unlabeled_batch_size": 3}
     config = configure(
         folder,
-        data={"num_workers": workers, "labeled_batch_size": 2, "unlabeled_batch_size": 3},
+        data=data | {"group_by_aspect_ratio": grouped},
         schedule={"num_steps": NUM_STEPS, "burn_in_steps": BURN_IN},
         run={"gradient_accumulation_steps": accumulation},
     )
@@ -72,15 +80,15 @@ def assert_same_batches(first: list[SemiBatch], second: list[SemiBatch]) -> None
                 assert mine.homographies.equal(theirs_view.homographies)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_from_any_step_on_they_are_those_of_an_unbroken_run(digits, tmp_path, accumulation: int) -> None:
+@pytest.mark.parametrize(("accumulation", "grouped"), [(1, False), (2, False), (1, True)])
+def test_from_any_step_on_they_are_those_of_an_unbroken_run(digits, tmp_path, accumulation: int, grouped) -> None:
     sources = source_of(digits, 3), source_of(digits, 5)
     options: dict[str, Any] = {"accumulation": accumulation}
-    whole = run(batches_of(*sources, tmp_path, **options), **options)
+    whole = run(batches_of(*sources, tmp_path, grouped=grouped, **options), **options)
     assert [batch.unlabeled is not None for batch in whole] == [False] * 2 * accumulation + [True] * 3 * accumulation
     assert len({tuple(batch.labeled.image_ids) for batch in whole}) > 2
     for start in range(NUM_STEPS + 1):
-        rest = run(batches_of(*sources, tmp_path, start=start, **options), start=start, **options)
+        rest = run(batches_of(*sources, tmp_path, start=start, grouped=grouped, **options), start=start, **options)
         assert_same_batches(rest, whole[start * accumulation :])
 
 
@@ -97,10 +105,46 @@ def test_loader_workers_change_nothing_and_leave_the_random_numbers_alone(digits
 def test_processes_take_turns(digits, tmp_path) -> None:
     """Accelerate hands out batches; the number of draws must be enough for all of them."""
     config = configure(tmp_path, data={"labeled_batch_size": 2}, schedule={"num_steps": NUM_STEPS})
-    two: Any = SimpleNamespace(num_processes=2, prepare=lambda loader: loader)
     dataset = LabeledDataset(source_of(digits, 3), VARIED, MEAN, STD)
-    both = TrainingBatches(config, build_schedule(config), two, labeled=dataset, unlabeled=None, start=3)
+    both = TrainingBatches(config, build_schedule(config), two_processes(), labeled=dataset, unlabeled=None, start=3)
     assert sum(len(batch.image_ids) for batch in both.labeled) == (NUM_STEPS - 3) * 2 * 2
+
+
+def two_processes() -> Any:
+    """Stands in for the accelerator of two processes that hands every batch to this one."""
+    return SimpleNamespace(num_processes=2, prepare=lambda loader: loader, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_batches_of_similar_shape_are_made_only_when_asked_for(tmp_path, grouped: bool) -> None:
+    """Of 16 wide and 16 high pictures every batch of a window has one kind, the first 16 batches all of them."""
+    (tmp_path / "images").mkdir()
+    for i in range(32):
+        Image.new("RGB", (40, 20) if i % 2 else (20, 40)).save(tmp_path / "images" / f"{i}.png")
+    data = {"labeled_batch_size": 2, "unlabeled_batch_size": 2, "group_by_aspect_ratio": grouped}
+    config = configure(tmp_path, data=data, schedule={"num_steps": 8})
+    unlabeled = UnlabeledDataset(FolderSource(tmp_path / "images"), VARIED, MEAN, STD)
+    labeled = LabeledDataset(FolderSource(tmp_path / "images"), VARIED, MEAN, STD)
+    batches = TrainingBatches(config, build_schedule(config), two_processes(), labeled=labeled, unlabeled=unlabeled)
+    for loader in (batches.labeled, batches.unlabeled):
+        ids = [batch.image_ids for batch in loader or ()]
+        assert len(ids) == 16
+        assert len({image_id for batch in ids for image_id in batch}) == 32
+        kinds = [len({int(image_id.removesuffix(".png")) % 2 for image_id in batch}) for batch in ids]
+        assert (max(kinds) == 1) == grouped
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_memory_is_pinned_for_a_cuda_device_alone(digits, tmp_path, monkeypatch, device: str, pinned: bool) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        "semidetr_hf.training.batches.view_loader", lambda *_, **options: asked.append(options["pin_memory"])
+    )
+    accelerator: Any = SimpleNamespace(num_processes=1, prepare=lambda _: [], device=torch.device(device))
+    config = configure(tmp_path)
+    dataset = LabeledDataset(source_of(digits, 3), VARIED, MEAN, STD)
+    TrainingBatches(config, build_schedule(config), accelerator, labeled=dataset, unlabeled=None)
+    assert asked == [pinned]
 
 
 def test_a_start_beyond_the_last_step_has_no_batch(digits, tmp_path) -> None:
@@ -172,19 +216,19 @@ def test_images_that_cannot_be_read_any_more_are_one_line(digits, tmp_path, work
 class Deadly(CocoSource):
     """Images whose worker dies at the third one, as if it had taken too much memory."""
 
-    read = 0
+    num_read = 0
 
-    def __getitem__(self, index: int) -> Sample:
-        self.read += multiprocessing.parent_process() is not None
-        if self.read == 3:
+    def read_for_view(self, index: int, largest_view: ViewSize | None) -> Sample:
+        self.num_read += multiprocessing.parent_process() is not None
+        if self.num_read == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(index)
+        return super().read_for_view(index, largest_view)
 
 
 class Wrong(CocoSource):
     """Images that raise what is no business of the loaders."""
 
-    def __getitem__(self, index: int) -> Sample:
+    def read_for_view(self, index: int, largest_view: ViewSize | None) -> Sample:
         raise RuntimeError(f"image {index} of the source")
 
 

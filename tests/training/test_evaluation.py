@@ -19,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from transformers import DeformableDetrImageProcessor, DetrImageProcessor
 
+from semidetr_hf.training import evaluation
 from semidetr_hf.training.evaluation import DetectionMetrics, coco_metrics, detections_to_coco, evaluate
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
@@ -165,6 +166,51 @@ def test_agrees_with_the_summary_of_pycocotools(seed: int, capsys) -> None:
     names = "ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar100 ar_small ar_medium ar_large".split()
     assert [getattr(metrics, name) for name in names] == pytest.approx(evaluator.stats.tolist())
     assert 0.05 < metrics.ap < 0.95
+
+
+def crowded_scene(seed: int) -> tuple[dict, list[dict]]:
+    """Return a scene with text as ids, crowds, given areas, images without boxes, and many equal scores."""
+    labeled, detections = scattered_scene(seed, number_of_images=9)
+    draw = random.Random(seed)
+    for box in labeled["annotations"]:
+        box["iscrowd"] = int(draw.random() < 0.1)
+        if draw.random() < 0.5:
+            box["area"] = 0.7 * box["bbox"][2] * box["bbox"][3]
+    for entry in [*labeled["annotations"], *detections]:
+        entry["image_id"] = f"scene {entry['image_id']}"
+    labeled["images"] = [{**image, "id": f"scene {image['id']}"} for image in labeled["images"]]
+    detections += [{**detection, "score": 0.5} for detection in detections[::2]]
+    return labeled, detections
+
+
+@pytest.mark.parametrize(
+    ("labeled", "detections"),
+    [
+        *(crowded_scene(seed) for seed in range(3)),
+        (crowded_scene(3)[0], []),
+        ({**crowded_scene(4)[0], "annotations": []}, crowded_scene(4)[1]),
+        (truth([]), []),
+        # Nothing of one size and of one class.
+        (truth([(1, 3, 10, 10, 100, 100)]), [found(1, 3, 0.9, 10, 10, 100, 100)]),
+    ],
+    ids=["many 0", "many 1", "many 2", "no detections", "no labels", "neither", "one box"],
+)
+@pytest.mark.parametrize("max_detections", [11, 100, 300])
+def test_both_scorers_give_the_same_numbers(labeled, detections, max_detections: int, monkeypatch, caplog) -> None:
+    pytest.importorskip("faster_coco_eval")
+    with caplog.at_level(logging.DEBUG, logger=evaluation.__name__):
+        fast = coco_metrics(labeled, detections, max_detections=max_detections)
+        monkeypatch.setattr(evaluation, "faster_coco_eval", None)
+        slow = coco_metrics(labeled, detections, max_detections=max_detections)
+    used = [record.message for record in caplog.records if record.name == evaluation.__name__]
+    assert len(used) == 2 and used[0].startswith("scoring with faster-coco-eval ")
+    assert used[1] == "scoring with pycocotools; faster-coco-eval is not installed"
+    names = [*vars(fast), *fast.per_class]
+    numbers, expected = ([*vars(m).values(), *m.per_class.values()] for m in (fast, slow))
+    assert fast.per_class.keys() == slow.per_class.keys() == {"cat", "dog"}
+    for name, number, other in zip(names, numbers, expected, strict=True):
+        if name != "per_class":
+            assert number == pytest.approx(other, rel=0, abs=1e-6, nan_ok=True), name
 
 
 def test_order_and_names_of_images_do_not_matter() -> None:
