@@ -26,9 +26,9 @@ def median_seconds(seconds: Sequence[float]) -> float:
     return statistics.median(seconds)
 
 
-def median_ratio(peer: Sequence[float], own: Sequence[float]) -> float:
+def median_ratio(peer: Sequence[float], own: Sequence[float], digits: int = 2) -> float:
     """Return how many times faster than the peer something is: the median of the ratios of neighbours in time."""
-    return round(statistics.median(p / o for p, o in zip(peer, own, strict=True)), 2)
+    return round(statistics.median(p / o for p, o in zip(peer, own, strict=True)), digits)
 
 
 def markdown(rows: Sequence[Mapping[str, object]]) -> str:

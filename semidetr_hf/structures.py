@@ -5,7 +5,7 @@ Everything here is a plain container of tensors; it computes nothing.
 Legend: B images, G boxes of one image, H and W the padded height and width of a batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypedDict
 
@@ -49,9 +49,10 @@ class View:
     Attributes:
         pixel_values: (B, 3, H, W) float, normalised, zero where padded (bottom and right).
         pixel_mask: (B, H, W) int64, 1 = real pixel, 0 = padding.
-        image_sizes: (B, 2) int64, unpadded (height, width) of each view in pixels.
+        image_sizes: (B, 2) int64, unpadded (height, width) of each view in pixels; they stay on the CPU, where boxes
+            are kept account of.
         homographies: (B, 3, 3) float64, original pixels -> view pixels (continuous corner coordinates); they stay on
-            the CPU: not every device has float64.
+            the CPU, too: not every device has float64.
     """
 
     pixel_values: Tensor
@@ -63,13 +64,20 @@ class View:
         return self.pixel_values.shape[0]
 
     def to(self, device: torch.device | str) -> "View":
-        """Return the same view on `device`, its homographies still on the CPU."""
+        """Return the same view on `device`, sizes and homographies still on the CPU."""
         return View(
             pixel_values=self.pixel_values.to(device, non_blocking=True),
             pixel_mask=self.pixel_mask.to(device, non_blocking=True),
-            image_sizes=self.image_sizes.to(device, non_blocking=True),
+            image_sizes=self.image_sizes,
             homographies=self.homographies,
         )
+
+    def pin_memory(self) -> "View":
+        """Return the same view in page-locked memory, from which `to` copies while the program goes on.
+
+        torch's DataLoader calls it with `pin_memory=True`; a class without such a method stays where it is.
+        """
+        return replace(self, pixel_values=self.pixel_values.pin_memory(), pixel_mask=self.pixel_mask.pin_memory())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +95,12 @@ class LabeledBatch:
     image_ids: list[Any]
 
     def to(self, device: torch.device | str) -> "LabeledBatch":
-        """Return the same batch on `device`."""
-        targets: list[Target] = [
-            {"class_labels": target["class_labels"].to(device), "boxes": target["boxes"].to(device)}
-            for target in self.targets
-        ]
-        return LabeledBatch(view=self.view.to(device), targets=targets, image_ids=self.image_ids)
+        """Return the same batch on `device`, the targets still on the CPU: the losses move them all at once."""
+        return LabeledBatch(view=self.view.to(device), targets=self.targets, image_ids=self.image_ids)
+
+    def pin_memory(self) -> "LabeledBatch":
+        """Return the same batch with its view in page-locked memory; targets are too small to matter."""
+        return replace(self, view=self.view.pin_memory())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +120,10 @@ class UnlabeledBatch:
     def to(self, device: torch.device | str) -> "UnlabeledBatch":
         """Return the same batch on `device`."""
         return UnlabeledBatch(weak=self.weak.to(device), strong=self.strong.to(device), image_ids=self.image_ids)
+
+    def pin_memory(self) -> "UnlabeledBatch":
+        """Return the same batch with both views in page-locked memory."""
+        return replace(self, weak=self.weak.pin_memory(), strong=self.strong.pin_memory())
 
 
 @dataclass(frozen=True, kw_only=True)

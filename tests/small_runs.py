@@ -39,7 +39,8 @@ def configure(folder: Path, **parts: dict[str, Any]) -> TrainingConfig:
         | {"labeled_batch_size": 2, "unlabeled_batch_size": 2},
         "optimizer": {"learning_rate": 1e-3, "backbone_lr_factor": 1.0},
         "schedule": {"num_steps": 2},
-        "run": {"output_dir": str(folder / "out"), "cpu": True, "log_every": 1},
+        # Numbers that do not depend on what the CPU can do.
+        "run": {"output_dir": str(folder / "out"), "cpu": True, "log_every": 1, "teacher_precision": "same"},
     }
     for name, part in parts.items():
         values[name] = values.get(name, {}) | part

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from semidetr_hf.structures import LabeledBatch, PseudoLabels, SemiBatch, Target, UnlabeledBatch, View
@@ -29,7 +30,7 @@ def test_rows_of_pseudo_labels_by_mask_and_by_index() -> None:
     assert nothing.boxes_xyxy.shape == (0, 4)
 
 
-def test_every_tensor_of_a_batch_moves_but_homographies() -> None:
+def test_pixels_move_and_what_is_reckoned_with_stays_on_the_cpu() -> None:
     targets: list[Target] = [{"class_labels": torch.tensor([1]), "boxes": torch.rand(1, 4)}]
     batch = SemiBatch(
         labeled=LabeledBatch(view=view(1), targets=targets, image_ids=["a"]),
@@ -38,11 +39,9 @@ def test_every_tensor_of_a_batch_moves_but_homographies() -> None:
     moved = batch.to("meta")
     assert moved.unlabeled is not None
     views = [moved.labeled.view, moved.unlabeled.weak, moved.unlabeled.strong]
-    tensors = [tensor for each in views for name, tensor in vars(each).items() if name != "homographies"]
-    tensors += list(moved.labeled.targets[0].values())
-    assert len(tensors) == 11
-    assert {each.homographies.device.type for each in views} == {"cpu"}
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert {tensor.device.type for each in views for tensor in (each.pixel_values, each.pixel_mask)} == {"meta"}
+    stay = [tensor for each in views for tensor in (each.image_sizes, each.homographies)]
+    assert {tensor.device.type for tensor in (*stay, *moved.labeled.targets[0].values())} == {"cpu"}
     assert (moved.labeled.image_ids, moved.unlabeled.image_ids) == (["a"], [1, 2])
     assert [len(each) for each in views] == [1, 2, 2]
     # The original is left as it was.
@@ -52,3 +51,11 @@ def test_every_tensor_of_a_batch_moves_but_homographies() -> None:
 def test_a_batch_without_unlabeled_images_moves_too() -> None:
     batch = SemiBatch(labeled=LabeledBatch(view=view(1), targets=[], image_ids=[]))
     assert batch.to("cpu").unlabeled is None
+
+
+@pytest.mark.gpu
+def test_pixels_are_pinned_for_the_device() -> None:
+    batch = LabeledBatch(view=view(1), targets=[], image_ids=[]).pin_memory()
+    assert batch.view.pixel_values.is_pinned() and batch.view.pixel_mask.is_pinned()
+    pair = UnlabeledBatch(weak=view(2), strong=view(2), image_ids=[1, 2]).pin_memory()
+    assert pair.weak.pixel_values.is_pinned() and pair.strong.pixel_values.is_pinned()

@@ -114,9 +114,19 @@ def average_count(count: Tensor) -> Tensor:
     return average_over_processes(count).clamp(min=least_count())
 
 
-def average_num_boxes(targets: list[dict[str, Tensor]], device: torch.device) -> float:
-    """Return the mean number of boxes per process, see `average_count`."""
-    return average_count(torch.tensor(float(sum(len(t["class_labels"]) for t in targets)), device=device)).item()
+def average_num_boxes(targets: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+    """Return the mean number of boxes per process, () on `device`, see `average_count`."""
+    # Filled in on the device: copied there, it would make the host wait.
+    return average_count(torch.full((), float(sum(len(t["class_labels"]) for t in targets)), device=device))
+
+
+def zero_if_finite(predictions: StackedPredictions) -> Tensor:
+    """Return a () 0, or NaN if any logit or box is not finite.
+
+    Added to a loss: predictions that are not finite may escape the matching, and the loss must tell of them. To look
+    at them here and now would make the host wait for the device.
+    """
+    return (predictions.logits.detach().sum() + predictions.boxes.detach().sum()) * 0
 
 
 def sigmoid_focal_loss(logits: Tensor, is_class: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -188,7 +198,7 @@ class SetCriterion(nn.Module):
         self.denoise_empty_images = denoise_empty_images
 
     def forward(
-        self, predictions: DetectorPredictions, targets: list[dict[str, Tensor]], num_boxes: float
+        self, predictions: DetectorPredictions, targets: list[dict[str, Tensor]], num_boxes: Tensor
     ) -> dict[str, Tensor]:
         """Compare predictions with boxes.
 
@@ -200,7 +210,8 @@ class SetCriterion(nn.Module):
         Returns:
             Unweighted () float32 losses: `loss_ce`, `loss_bbox`, `loss_giou` of the last decoder layer, `..._{i}` of
             decoder layer i, `..._enc` of the encoder proposals and, with denoising, `..._dn` and `..._dn_{i}`. The set
-            of names does not depend on the number of boxes, so that all processes report the same.
+            of names does not depend on the number of boxes, so that all processes report the same. `loss_ce` is NaN if
+            any prediction is not finite.
         """
         padded = pad_targets(targets, predictions.logits.device)
         stacked = stack_predictions(
@@ -208,10 +219,11 @@ class SetCriterion(nn.Module):
         )
         matches = self.matcher(stacked.logits, stacked.boxes, class_labels=stacked.class_labels, targets=padded)
         losses = self._losses(stacked, matches, padded, num_boxes=num_boxes)
+        losses["loss_ce"] = losses["loss_ce"] + zero_if_finite(stacked)
         return losses | self.denoising_losses(predictions, padded, num_boxes=num_boxes)
 
     def denoising_losses(
-        self, predictions: DetectorPredictions, targets: PaddedTargets, *, num_boxes: float
+        self, predictions: DetectorPredictions, targets: PaddedTargets, *, num_boxes: Tensor
     ) -> dict[str, Tensor]:
         """Compare the denoising queries with the boxes they were made from.
 
@@ -248,7 +260,7 @@ class SetCriterion(nn.Module):
             targets,
             num_boxes=num_boxes,
             copies=max(denoising.num_groups, 1),
-            counts_image=torch.tensor(counts, device=stacked.logits.device),
+            counts_image=torch.tensor(counts).to(stacked.logits.device, non_blocking=True),
         )
 
     def _losses(
@@ -257,7 +269,7 @@ class SetCriterion(nn.Module):
         matches: Matches,
         targets: PaddedTargets,
         *,
-        num_boxes: float,
+        num_boxes: Tensor,
         copies: int = 1,
         counts_image: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -286,8 +298,8 @@ class SetCriterion(nn.Module):
         class_boxes = box_boxes = num_boxes * copies
         if self.class_normalizer == "process":
             # Processes may have different numbers of denoising copies: boxes are averaged together with them.
-            own = logits.new_tensor(float(sum(targets.counts) * copies))
-            class_boxes, box_boxes = max(own.item(), 1.0), average_count(own).item()
+            own = logits.new_full((), float(sum(targets.counts) * copies))
+            class_boxes, box_boxes = own.clamp(min=1), average_count(own)
         totals = {
             "loss_ce": focal / class_boxes,
             "loss_bbox": focal.new_zeros(len(logits)).index_add(0, matches.set_index, l1) / box_boxes,

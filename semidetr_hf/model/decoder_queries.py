@@ -67,7 +67,7 @@ def build_attention_mask(group_sizes: tuple[int, ...], num_matching: int, device
     Returns:
         (N + Q, N + Q) bool, True = row may not attend to column.
     """
-    sizes = torch.tensor([*group_sizes, num_matching], device=device)
-    group = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)  # (N + Q,)
+    sizes = torch.tensor([*group_sizes, num_matching])
+    group = torch.arange(len(sizes)).repeat_interleave(sizes).to(device, non_blocking=True)  # (N + Q,)
     is_matching = group == len(group_sizes)
     return (group[:, None] != group[None, :]) & ~is_matching[None, :]

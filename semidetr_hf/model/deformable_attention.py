@@ -82,9 +82,9 @@ def sample_by_deformops(
 
     Sums of bfloat16 values are bfloat16, added up in float32.
     """
-    shapes = torch.tensor(spatial_shapes, device=value.device)
-    ends = shapes.prod(-1).cumsum(0)
-    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    shapes = torch.tensor(spatial_shapes)
+    starts = shapes.prod(-1).cumsum(0) - shapes.prod(-1)
+    shapes, starts = (tensor.to(value.device, non_blocking=True) for tensor in (shapes, starts))
     return deformops_attention(value, shapes, starts, locations, weights.to(value.dtype))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .box_ops import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from .decoder_queries import DecoderQueries
+from .matching import pad_targets
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,15 @@ def build_denoising_queries(
     """
     num_images, num_groups, _, max_boxes = noise.flips_label.shape
     device = noise.flips_label.device
-    labels = torch.zeros((num_images, max_boxes), dtype=torch.int64, device=device)
-    boxes = torch.full((num_images, max_boxes, 4), 0.5, dtype=torch.float32, device=device)
-    is_box = torch.zeros((num_images, max_boxes), dtype=torch.bool, device=device)
-    for i, target in enumerate(targets):
-        count = len(target["class_labels"])
-        labels[i, :count] = target["class_labels"]
-        boxes[i, :count] = target["boxes"].float()
-        is_box[i, :count] = True
+    padded = pad_targets(targets, device)
+    labels, boxes = padded.class_labels[:, :max_boxes], padded.boxes[:, :max_boxes]
+    # What follows from the numbers of boxes is laid out on the host: on the device it would have to be waited for.
+    is_box = torch.arange(max_boxes) < torch.tensor(padded.counts, dtype=torch.int64)[:, None]  # (B, m)
+    positive = is_box[:, None].expand(num_images, num_groups, max_boxes)
+    image_index, group_index, target_index = (
+        index.to(device, non_blocking=True) for index in positive.nonzero(as_tuple=True)
+    )
+    is_box = is_box.to(device, non_blocking=True)
 
     noised_labels = torch.where(noise.flips_label, noise.random_labels, labels[:, None, None])  # (B, R, 2, m)
     half_size = boxes[..., 2:].repeat(1, 1, 2) / 2
@@ -130,8 +132,6 @@ def build_denoising_queries(
         reference_logits=(logits * used[..., None]).flatten(1, 3),
         group_sizes=(2 * max_boxes,) * num_groups,
     )
-    positive = is_box[:, None].expand(num_images, num_groups, max_boxes)
-    image_index, group_index, target_index = positive.nonzero(as_tuple=True)
     return DenoisingQueries(
         queries=queries,
         image_index=image_index,

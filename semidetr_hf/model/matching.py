@@ -6,21 +6,25 @@ itself runs per image, in scipy.
 Source: DETR (arXiv 2005.12872), section 3.1; costs of Deformable DETR (arXiv 2010.04159) and official DINO.
 
 Legend: P prediction sets (decoder layers and encoder), B images, Q queries, C labels, G boxes of one image,
-M the largest G.
+M the largest G, at least 1.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .box_ops import cxcywh_to_xyxy, generalized_iou
 
+# Above every cost of numbers, which are a few thousand at most, and small enough to be added up.
+_WORST = 1e9
+
 
 @dataclass(frozen=True)
 class PaddedTargets:
-    """Targets of a batch in one tensor, padded with zeros to the largest number of boxes.
+    """Targets of a batch in one tensor, padded with zeros to the largest number of boxes, at least one.
 
     Attributes:
         class_labels: (B, M) int64.
@@ -51,15 +55,20 @@ class Matches:
 
 
 def pad_targets(targets: list[dict[str, Tensor]], device: torch.device) -> PaddedTargets:
-    """Stack the targets of a batch. Source of the fields: `labels` of transformers' detectors."""
+    """Stack the targets of a batch, where they are, and move them to `device` together.
+
+    Source of the fields: `labels` of transformers' detectors.
+    """
     counts = [len(target["class_labels"]) for target in targets]
-    size = max(counts, default=0)
-    labels = torch.zeros((len(targets), size), dtype=torch.int64, device=device)
-    boxes = torch.zeros((len(targets), size, 4), dtype=torch.float32, device=device)
+    home = targets[0]["boxes"].device if targets else device
+    labels = torch.zeros((len(targets), max(counts, default=1) or 1), dtype=torch.int64, device=home)
+    boxes = torch.zeros((*labels.shape, 4), dtype=torch.float32, device=home)
     for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
         labels[i, :count] = target["class_labels"]
         boxes[i, :count] = target["boxes"].float()
-    return PaddedTargets(class_labels=labels, boxes=boxes, counts=counts)
+    return PaddedTargets(
+        class_labels=labels.to(device, non_blocking=True), boxes=boxes.to(device, non_blocking=True), counts=counts
+    )
 
 
 def focal_cost(probabilities: Tensor, *, alpha: float, gamma: float, eps: float) -> Tensor:
@@ -131,22 +140,15 @@ class HungarianMatcher:
             targets: the boxes.
 
         Returns:
-            min(Q, G) pairs for every prediction set and image, queries ascending.
-
-        Raises:
-            FloatingPointError: if a cost is not finite, with the number of bad entries.
+            min(Q, G) pairs for every prediction set and image, queries ascending. Predictions that are not finite are
+            matched last: an error would leave other processes waiting, and what is computed of them tells.
         """
         cost = self.cost(logits, boxes, class_labels=class_labels, target_boxes=targets.boxes).cpu()
-        if not torch.isfinite(cost).all():
-            bad = int((~torch.isfinite(cost)).sum())
-            raise FloatingPointError(
-                f"{bad} of {cost.numel()} matching costs are not finite: the predictions hold NaN or infinity "
-                "(diverged training? lower the learning rate or the gradient clip)"
-            )
-        rows: list[tuple[int, int, int, int]] = []
-        for p in range(cost.shape[0]):
+        costs = cost.nan_to_num(nan=_WORST, posinf=_WORST, neginf=_WORST).numpy()
+        parts: list[np.ndarray] = [np.zeros((4, 0), dtype=np.int64)]
+        for p in range(len(costs)):
             for b, count in enumerate(targets.counts):
-                queries, boxes_of_image = linear_sum_assignment(cost[p, b, :, :count].numpy())
-                rows += [(p, b, int(q), int(g)) for q, g in zip(queries, boxes_of_image, strict=True)]
-        index = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).to(logits.device)
-        return Matches(*index.unbind(-1))
+                queries, boxes_of_image = linear_sum_assignment(costs[p, b, :, :count])
+                parts.append(np.stack([np.full_like(queries, p), np.full_like(queries, b), queries, boxes_of_image]))
+        index = torch.from_numpy(np.concatenate(parts, axis=1)).to(logits.device, non_blocking=True)
+        return Matches(*index)

@@ -144,7 +144,8 @@ class SemiDetrDeformableAttention(nn.Module):
         weights = self.attention_weights(hidden_states).float().view(*shape[:3], -1).softmax(-1).view(shape)
         points = reference_points[:, :, None, :, None, :2]
         if reference_points.shape[-1] == 2:
-            sizes = torch.tensor(spatial_shapes, device=offsets.device).flip(-1)  # (L, 2): width, height
+            sizes = torch.tensor(spatial_shapes).flip(-1)  # (L, 2): width, height
+            sizes = sizes.to(offsets.device, non_blocking=True)
             locations = points + offsets / sizes[:, None]
         else:
             locations = points + offsets / self.num_points * reference_points[:, :, None, :, None, 2:] * 0.5

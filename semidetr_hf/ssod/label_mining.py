@@ -143,11 +143,12 @@ def matched_costs(logits: Tensor, boxes: Tensor, targets: list[Target], matcher:
         matcher: assigns the predictions, and defines the cost.
 
     Returns:
-        Per image (G,) float32; +inf for a box that is left without a query because there are fewer queries than boxes.
-        NaN for every box if predictions are not finite: an error here would leave other processes waiting.
+        Per image (G,) float32 on the CPU; +inf for a box that is left without a query because there are fewer queries
+        than boxes, or with one that is not finite.
     """
-    if not (logits.isfinite().all() and boxes.isfinite().all()):
-        return [boxes.new_full((len(target["boxes"]),), float("nan"), dtype=torch.float32) for target in targets]
+    num_labels = logits.shape[-1]
+    # One transfer: all that follows is small.
+    logits, boxes = torch.cat([logits.float(), boxes.float()], dim=-1).cpu().split([num_labels, 4], dim=-1)
     # The matcher knows nothing of this package's types, and a TypedDict is no dict to a type checker.
     padded = pad_targets(cast("list[dict[str, Tensor]]", targets), logits.device)
     matches = matcher(logits[None], boxes[None], class_labels=padded.class_labels[None], targets=padded)
@@ -161,7 +162,8 @@ def matched_costs(logits: Tensor, boxes: Tensor, targets: list[Target], matcher:
         target_boxes=padded.boxes[target][:, None],  # (K, 1, 4)
     )
     costs = padded.boxes.new_full(padded.class_labels.shape, float("inf"))  # (B, M)
-    costs[target] = pair_costs.reshape(-1)
+    pair_costs = pair_costs.reshape(-1)
+    costs[target] = pair_costs.where(pair_costs.isfinite(), float("inf"))
     return [costs[i, :count] for i, count in enumerate(padded.counts)]
 
 
@@ -172,8 +174,7 @@ def gather_costs(costs: list[Tensor]) -> Tensor:
         costs: per image of this process (G,) float; +inf, a box without a query, is left out.
 
     Returns:
-        (N,) float32 on the CPU, in the order of ranks, the same on every process. NaN stays: all
-        processes see it.
+        (N,) float32 on the CPU, in the order of ranks, the same on every process.
     """
     own = torch.cat([torch.empty(0, dtype=torch.float32), *(image.detach().float().cpu() for image in costs)])
     own = own[own != float("inf")]

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from semidetr_hf.model import SemiDetrForObjectDetection
-from semidetr_hf.model.criterion import DetectorPredictions
+from semidetr_hf.model.criterion import DetectorPredictions, average_num_boxes
 from semidetr_hf.model.decoder_queries import DecoderQueries
 from semidetr_hf.model.outputs import EncodedImages
-from semidetr_hf.ssod.divergence import num_boxes_of_finite, require_costs
 from semidetr_hf.ssod.label_mining import (
     fit_cost_threshold,
     gather_costs,
@@ -125,16 +124,13 @@ class SemiDetrObjective(nn.Module):
         self.consistency = consistency or ConsistencyRules()
 
     def forward(self, batch: SemiBatch, teacher: EMATeacher, stage: Stage, weights: LossWeights) -> StepLosses:
-        """Return the losses of one batch.
+        """Return the losses of one batch; they are NaN where predictions are.
 
         Args:
             batch: without unlabeled images only the supervised losses are computed.
             teacher: labels the weak views.
             stage: how predictions are given to boxes.
             weights: what is 0 is not computed.
-
-        Raises:
-            DivergedError: on every process, if predictions of any are not finite.
         """
         labeled, unlabeled = batch.labeled, batch.unlabeled
         labeled_features = self.student.encode(labeled.view.pixel_values, labeled.view.pixel_mask)
@@ -167,7 +163,7 @@ class SemiDetrObjective(nn.Module):
             denoise=weights.denoises_pseudo_labels,
             extra_queries=None if queries is None else queries.strong,
         )
-        pseudo = self.compare(predictions, targets, stage, what="predictions on unlabeled images")
+        pseudo = self.compare(predictions, targets, stage)
         losses = StepLosses(
             pseudo=_named("pseudo", pseudo),
             candidates=[pair.strong for pair in candidates],
@@ -186,7 +182,7 @@ class SemiDetrObjective(nn.Module):
     def supervised_losses(self, encoded: EncodedImages, targets: list[Target], stage: Stage) -> dict[str, Tensor]:
         """Decode labeled images, with denoising queries in both stages, and compare with their boxes."""
         predictions, _ = self.decode(encoded, targets, denoise=True)
-        return self.compare(predictions, targets, stage, what="predictions on labeled images")
+        return self.compare(predictions, targets, stage)
 
     def decode(
         self,
@@ -212,13 +208,11 @@ class SemiDetrObjective(nn.Module):
         num_extra = 0 if extra_queries is None else len(extra_queries)
         return predictions, decoded["intermediate_hidden_states"][:, :, :num_extra].transpose(0, 1)
 
-    def compare(
-        self, predictions: DetectorPredictions, targets: list[Target], stage: Stage, *, what: str
-    ) -> dict[str, Tensor]:
+    def compare(self, predictions: DetectorPredictions, targets: list[Target], stage: Stage) -> dict[str, Tensor]:
         """Return the detection losses of a stage; names as in `SetCriterion`, the same in both stages."""
         labels = _labels(targets)
         criterion = self.one_to_many if stage is Stage.ONE_TO_MANY else self.student.criterion
-        return criterion(predictions, labels, num_boxes_of_finite(predictions, labels, what=what))
+        return criterion(predictions, labels, average_num_boxes(labels, predictions.logits.device))
 
     def find_candidates(
         self, teacher: EMATeacher, teacher_features: EncodedImages, unlabeled: UnlabeledBatch
@@ -251,9 +245,6 @@ class SemiDetrObjective(nn.Module):
 
         By cost, the matching queries are decoded once more, without gradient: they cannot be taken from the pass that
         trains, which already needs the choice.
-
-        Raises:
-            DivergedError: on every process, if costs of any are not numbers.
         """
         rules, labels = self.consistency, [pair.strong for pair in candidates]
         if rules.candidate_filter == "none":
@@ -278,9 +269,7 @@ class SemiDetrObjective(nn.Module):
             to_targets(labels, strong),
             self.student.criterion.matcher,
         )
-        all_costs = gather_costs(costs)
-        require_costs(all_costs, own=costs)
-        threshold = fit_cost_threshold(all_costs, rule=rules.cost_threshold)
+        threshold = fit_cost_threshold(gather_costs(costs), rule=rules.cost_threshold)
         return Mining(mine_pseudo_labels(costs, is_confident, threshold), costs, threshold)
 
     def consistency_queries(

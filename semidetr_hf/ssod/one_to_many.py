@@ -11,7 +11,7 @@ bounds their logarithms, here it is taken of logits; it goes through the images 
 normalised instead of pixel boxes, which changes no ratio of areas.
 
 Legend: P prediction sets (decoder layers and encoder), B images, Q queries, C labels, G boxes of one image,
-M the largest G, K assigned queries.
+M the largest G, at least 1.
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from semidetr_hf.model.criterion import (
     average_count,
     name_losses,
     stack_predictions,
+    zero_if_finite,
 )
 from semidetr_hf.model.matching import PaddedTargets, pad_targets
 
@@ -86,9 +87,6 @@ def measure_alignment(
         alpha: exponent of the score of the box's label.
         beta: exponent of the IoU.
 
-    Raises:
-        FloatingPointError: if a score or an overlap is not finite, with the number of bad entries.
-
     Source: TOOD (arXiv 2108.07755).
     """
     index = class_labels[:, :, None].expand(-1, -1, scores.shape[2], -1)  # (P, B, Q, M)
@@ -98,13 +96,7 @@ def measure_alignment(
         eps=_SMALLEST_UNION,
     )
     metric = scores.float().gather(-1, index) ** alpha * overlap**beta
-    if not torch.isfinite(metric).all():
-        bad = int((~torch.isfinite(metric)).sum())
-        raise FloatingPointError(
-            f"{bad} of {metric.numel()} alignment metrics are not finite: the predictions or target boxes hold NaN or "
-            "infinity (diverged training? lower the learning rate or the gradient clip)"
-        )
-    counts = torch.tensor(targets.counts, dtype=torch.int64, device=overlap.device)
+    counts = torch.tensor(targets.counts, dtype=torch.int64).to(overlap.device, non_blocking=True)
     is_box = torch.arange(overlap.shape[-1], device=overlap.device) < counts[:, None]  # (B, M)
     is_box = is_box[None, :, None]
     return Alignment(metric=metric.where(is_box, 0.0), iou=overlap.where(is_box, 0.0))
@@ -121,11 +113,6 @@ def assign_candidates(candidate: Tensor, preference: Tensor, alignment: Alignmen
         preference: (P, B, Q, M) float; a query that is candidate for several boxes goes to the one with the largest.
         alignment: of the same queries and boxes.
     """
-    if candidate.shape[-1] == 0:
-        nothing = alignment.metric.new_zeros(candidate.shape[:-1])
-        return Assignment(
-            target_index=torch.full_like(nothing, -1, dtype=torch.int64), quality=nothing, iou=nothing.clone()
-        )
     candidate = candidate & (alignment.metric > 0)
     assigned = candidate.any(-1)  # (P, B, Q)
     index = preference.masked_fill(~candidate, float("-inf")).argmax(-1)
@@ -173,10 +160,7 @@ class OneToManyAssigner:
             scores: (P, B, Q, C) sigmoid probabilities.
             boxes: (P, B, Q, 4) cxcywh normalised.
             class_labels: (P, B, M) int64, labels per prediction set (the encoder may be class-agnostic).
-            targets: the boxes; padding is never assigned.
-
-        Raises:
-            FloatingPointError: if a score or an overlap is not finite.
+            targets: the boxes; padding is never assigned, and neither are queries whose score or overlap is NaN.
         """
         alignment = measure_alignment(
             scores, boxes, class_labels=class_labels, targets=targets, alpha=self.alpha, beta=self.beta
@@ -226,7 +210,7 @@ class OneToManyCriterion(nn.Module):
         self.gamma = gamma
 
     def forward(
-        self, predictions: DetectorPredictions, targets: list[dict[str, Tensor]], num_boxes: float
+        self, predictions: DetectorPredictions, targets: list[dict[str, Tensor]], num_boxes: Tensor
     ) -> dict[str, Tensor]:
         """Compare predictions with boxes.
 
@@ -253,29 +237,33 @@ class OneToManyCriterion(nn.Module):
             targets=padded,
         )
         losses = self._losses(stacked, assignment, padded)
+        losses["loss_ce"] = losses["loss_ce"] + zero_if_finite(stacked)
         return losses | self.one_to_one.denoising_losses(predictions, padded, num_boxes=num_boxes)
 
     def _losses(
         self, predictions: StackedPredictions, assignment: Assignment, targets: PaddedTargets
     ) -> dict[str, Tensor]:
-        """Return three losses per prediction set."""
+        """Return three losses per prediction set.
+
+        Queries that answer no box take part with weight 0: to pick out the others would make the host wait.
+        """
         logits, boxes = predictions.logits, predictions.boxes
         # Reduced over processes also when nothing is assigned here: the others wait for it.
         total_quality = average_count(assignment.quality.sum(dim=(1, 2)))  # (P,)
-        where = (assignment.target_index >= 0).nonzero(as_tuple=True)
-        set_index, image_index, _ = where
-        target_index = assignment.target_index[where]  # (K,)
-        quality = assignment.quality[where]
-        soft_target = torch.zeros_like(logits)
-        soft_target[(*where, predictions.class_labels[set_index, image_index, target_index])] = quality
+        assigned, quality = assignment.target_index >= 0, assignment.quality  # (P, B, Q)
+        index = assignment.target_index.clamp(min=0)
+        labels = predictions.class_labels.gather(2, index)
+        soft_target = torch.zeros_like(logits).scatter(3, labels[..., None], quality[..., None])
         class_loss = task_aligned_focal_loss(logits, soft_target, gamma=self.gamma).sum(dim=(1, 2, 3))
 
-        predicted, wanted = boxes[where], targets.boxes[image_index, target_index]  # (K, 4)
+        # Any two equal boxes that have an area.
+        wanted = targets.boxes.expand(len(logits), -1, -1, -1).gather(2, index[..., None].expand(-1, -1, -1, 4))
+        wanted, predicted = (tensor.where(assigned[..., None], 0.5) for tensor in (wanted, boxes))  # (P, B, Q, 4)
         l1 = F.l1_loss(predicted, wanted, reduction="none").sum(-1) * quality
         giou = (1 - generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))) * quality
         totals = {
             "loss_ce": class_loss / total_quality,
-            "loss_bbox": class_loss.new_zeros(len(logits)).index_add(0, set_index, l1) / total_quality,
-            "loss_giou": class_loss.new_zeros(len(logits)).index_add(0, set_index, giou) / total_quality,
+            "loss_bbox": l1.sum(dim=(1, 2)) / total_quality,
+            "loss_giou": giou.sum(dim=(1, 2)) / total_quality,
         }
         return name_losses(totals, predictions.suffixes)

@@ -136,8 +136,8 @@ def roi_features(
 
     Args:
         pyramid: L tensors (B, D, H_l, W_l), finest first.
-        boxes_xyxy: per image (G, 4), pixels of the view; padding is at the bottom and right, so padded and unpadded
-            view have the same origin.
+        boxes_xyxy: per image (G, 4) on the CPU, pixels of the view; padding is at the bottom and right, so padded and
+            unpadded view have the same origin.
         padded_size: (height, width) of the padded images in pixels.
         roi_size: side S of the result in bins; a bin is the mean of ceil(box side in cells / S) samples a side.
 
@@ -157,13 +157,14 @@ def roi_features(
     levels = roi_level(boxes, len(pyramid))
     rois = torch.cat([_image_index(boxes_xyxy)[:, None].to(boxes), boxes], dim=1)  # (R, 5)
     strides = level_strides([(level.shape[-2], level.shape[-1]) for level in pyramid], padded_size)
-    features = boxes.new_zeros((len(boxes), pyramid[0].shape[1], roi_size, roi_size))
+    features = []
     for i, (level, stride) in enumerate(zip(pyramid, strides, strict=True)):
-        chosen = (levels == i).nonzero()[:, 0]
-        features[chosen] = roi_align(
-            level.float(), rois[chosen], roi_size, spatial_scale=1 / stride, sampling_ratio=-1, aligned=True
+        chosen = rois[levels == i].to(level.device, non_blocking=True)
+        features.append(
+            roi_align(level.float(), chosen, roi_size, spatial_scale=1 / stride, sampling_ratio=-1, aligned=True)
         )
-    return features
+    place = levels.argsort(stable=True).argsort()  # among the features, which come level after level
+    return torch.cat(features)[place.to(pyramid[0].device, non_blocking=True)]
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def build_consistency_queries(
     Args:
         content_for_strong: (R, D), image after image, what the student's queries carry.
         content_for_weak: (R, D), the same for the teacher.
-        boxes_strong: per image (G, 4) xyxy, pixels of the strong view.
+        boxes_strong: per image (G, 4) xyxy, pixels of the strong view; boxes and sizes are on the CPU.
         boxes_weak: the same boxes in pixels of the weak view.
         strong_sizes: (B, 2), unpadded (height, width) of each strong view in pixels.
         weak_sizes: (B, 2), the same of each weak view.
@@ -225,24 +226,34 @@ def build_consistency_queries(
     _check_lengths(counts, [content_for_strong, content_for_weak], [boxes_weak, is_real], copies)
     slots, device = max(counts), content_for_strong.device
     image_index = _image_index(boxes_strong)
-    slot_index = torch.cat([torch.arange(count, device=device) for count in counts])
-    where = (image_index, slot_index)
+    slot_index = torch.cat([torch.arange(count) for count in counts])
+    first_slots = torch.arange(copies) * slots
+    place, query_index, real = (
+        index.to(device, non_blocking=True)
+        for index in (
+            image_index * slots + slot_index,
+            (first_slots[:, None] + slot_index).flatten(),
+            torch.cat(is_real).repeat(copies),
+        )
+    )
 
     def fill(content: Tensor, boxes: list[Tensor], sizes: Tensor) -> DecoderQueries:
-        logits = _reference_logits(torch.cat(boxes).float(), sizes[image_index], eps)
+        logits = _reference_logits(torch.cat(boxes).float(), sizes[image_index], eps).to(device, non_blocking=True)
         rows = [
-            values.new_zeros((len(counts), slots, values.shape[1])).index_put(where, values).repeat(1, copies, 1)
+            values.new_zeros((len(counts) * slots, values.shape[1]))
+            .index_copy(0, place, values)
+            .view(len(counts), slots, values.shape[1])
+            .repeat(1, copies, 1)
             for values in (content, logits)
         ]
         return DecoderQueries(rows[0], rows[1], group_sizes=(slots,) * copies if slots else ())
 
-    first_slots = torch.arange(copies, device=device) * slots
     return ConsistencyQueries(
         strong=fill(content_for_strong, boxes_strong, strong_sizes),
         weak=fill(content_for_weak, boxes_weak, weak_sizes),
-        image_index=image_index.repeat(copies),
-        query_index=(first_slots[:, None] + slot_index).flatten(),
-        is_real=torch.cat(is_real).repeat(copies),
+        image_index=image_index.repeat(copies).to(device, non_blocking=True),
+        query_index=query_index,
+        is_real=real,
     )
 
 

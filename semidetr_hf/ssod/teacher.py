@@ -1,11 +1,17 @@
 """The EMA teacher: an averaged copy of the student that labels the weak views.
 
+It computes in inference mode, which keeps account of nothing, and in low precision where that is asked for. What it
+detects is moved to the CPU in one transfer: the bookkeeping of pseudo-labels is many small decisions, and for each of
+them the host would have to wait for the device.
+
 Source: Mean Teacher (arXiv 1703.01780); Semi-DETR (arXiv 2307.08095). The released code averages
 parameters by position and leaves buffers alone; here parameters are paired by name and buffers are copied, which
 matters for backbones whose batch norm is trained.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +37,13 @@ class EMATeacher(nn.Module):
 
     Args:
         student: copied; its own weights are not touched.
+        compute_dtype: of `encode`, `detect` and `answer`, as autocast takes it; weights and averages stay float32.
+            None = that of the student.
     """
 
-    def __init__(self, student: SemiDetrForObjectDetection):
+    def __init__(self, student: SemiDetrForObjectDetection, compute_dtype: torch.dtype | None = None):
         super().__init__()
+        self.compute_dtype = compute_dtype
         self.detector = copy.deepcopy(student)
         for parameter in self.detector.parameters():
             parameter.requires_grad_(False)
@@ -62,17 +71,31 @@ class EMATeacher(nn.Module):
             buffer.copy_(their_buffers[name])
         self.num_updates += 1
 
-    @torch.no_grad()
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        device = self.detector.device.type
+        precision = torch.autocast(device, self.compute_dtype) if self.compute_dtype else nullcontext()
+        with torch.inference_mode(), precision:
+            yield
+
     def encode(self, view: View) -> EncodedImages:
         """Encode the weak views; once per step."""
-        return self.detector.encode(view.pixel_values, view.pixel_mask)
+        with self._computing():
+            return self.detector.encode(view.pixel_values, view.pixel_mask)
 
     @torch.no_grad()
     def detect(
         self, encoded: EncodedImages, view: View, *, iou_threshold: float, min_score: float, max_detections: int
     ) -> list[PseudoLabels]:
-        """Return the detections of every image, boxes in pixels of its weak view; see `suppress_duplicates`."""
-        predictions, _ = self.detector.decode(encoded)
+        """Return the detections of every image, on the CPU, boxes in pixels of the weak view.
+
+        See `suppress_duplicates`.
+        """
+        with self._computing():
+            predictions, _ = self.detector.decode(encoded)
+        last = predictions.logits[-1].float(), predictions.boxes[-1].float()
+        # Also a copy, which has left inference mode: losses keep boxes for their backward pass.
+        logits, boxes = torch.cat(last, dim=-1).cpu().split([last[0].shape[-1], 4], dim=-1)
         return [
             suppress_duplicates(
                 logits,
@@ -82,12 +105,9 @@ class EMATeacher(nn.Module):
                 min_score=min_score,
                 max_detections=max_detections,
             )
-            for logits, boxes, (height, width) in zip(
-                predictions.logits[-1], predictions.boxes[-1], view.image_sizes.tolist(), strict=True
-            )
+            for logits, boxes, (height, width) in zip(logits, boxes, view.image_sizes.tolist(), strict=True)
         ]
 
-    @torch.no_grad()
     def answer(self, encoded: EncodedImages, queries: DecoderQueries) -> Tensor:
         """Return the states of extra queries in every decoder layer, (P, B, N, D).
 
@@ -95,7 +115,8 @@ class EMATeacher(nn.Module):
             encoded: from `encode`.
             queries: N extra queries; they see the matching queries, which are decoded with them.
         """
-        _, decoded = self.detector.decode(encoded, extra_queries=queries)
+        with self._computing():
+            _, decoded = self.detector.decode(encoded, extra_queries=queries)
         return decoded["intermediate_hidden_states"][:, :, : len(queries)].transpose(0, 1)
 
     def get_extra_state(self) -> Tensor:

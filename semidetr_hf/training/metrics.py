@@ -7,17 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from semidetr_hf.data.splits import open_whole
 
 
 class RunningMeans:
-    """Means of named numbers since the last reset; tensors are summed on their device."""
+    """Means of named numbers since the last reset.
+
+    Tensors that are given together stay together, one vector on their device: it is read only when the means are,
+    since to read a number makes the host wait for the device.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
+        self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
+        self._unread: dict[tuple[str, ...], Tensor] = {}  # names -> their sums, which `_sums` does not have yet
 
     def update(self, values: Mapping[str, Tensor | float]) -> None:
         """Add one number per name; a name may be absent from some updates and is averaged over the ones it is in.
@@ -25,38 +31,61 @@ class RunningMeans:
         Args:
             values: name -> number or () tensor; a tensor is detached.
         """
+        tensors = {name: value.detach().float() for name, value in values.items() if isinstance(value, Tensor)}
+        if tensors:
+            names, vector = tuple(tensors), torch.stack(list(tensors.values()))
+            before = self._unread.get(names)
+            self._unread[names] = vector if before is None else before.to(vector.device) + vector
         for name, value in values.items():
-            value = value.detach().float() if isinstance(value, Tensor) else value
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
+            self._sums[name] = self._sums.get(name, 0.0) + (0.0 if isinstance(value, Tensor) else value)
+
+    def averages(self) -> dict[str, Tensor | float]:
+        """Return the means by name without reading tensors, in the order of their first update."""
+        means: dict[str, Tensor | float] = {name: total / self._counts[name] for name, total in self._sums.items()}
+        for names, vector in self._unread.items():
+            for name, total in zip(names, vector.unbind(), strict=True):
+                means[name] = means[name] + (total if self._counts[name] == 1 else total / self._counts[name])
+        return means
 
     def compute(self) -> dict[str, float]:
         """Return the means by name, in the order of their first update; empty when nothing was added."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        return {name: total / self._counts[name] for name, total in self.totals()["sums"].items()}
 
-    def state(self) -> dict[str, dict[str, float]]:
-        """Return sums and counts as plain numbers, from which `restore` goes on to the same means."""
-        return {"sums": {name: float(total) for name, total in self._sums.items()}, "counts": dict(self._counts)}
-
-    def restore(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Take back what `state` returned."""
-        self._sums = dict(state["sums"])
-        self._counts = {name: int(count) for name, count in state["counts"].items()}
+    def totals(self) -> dict[str, dict[str, float]]:
+        """Return sums and counts of all numbers, for `merged`; tensors are read in one transfer."""
+        sums = dict(self._sums)
+        if self._unread:
+            names = [name for group in self._unread for name in group]
+            for name, total in zip(names, torch.cat(list(self._unread.values())).tolist(), strict=True):
+                sums[name] += total
+        return {"sums": sums, "counts": dict(self._counts)}
 
     @classmethod
-    def merged(cls, states: Sequence[Mapping[str, Mapping[str, float]]]) -> Self:
-        """Return the means over several processes, from the `state` of each."""
+    def merged(cls, totals: Sequence[Mapping[str, Mapping[str, float]]]) -> Self:
+        """Return the means over several processes, from the `totals` of each."""
         means = cls()
-        for state in states:
-            for name, total in state["sums"].items():
+        for own in totals:
+            for name, total in own["sums"].items():
                 means._sums[name] = means._sums.get(name, 0.0) + total
-                means._counts[name] = means._counts.get(name, 0) + int(state["counts"][name])
+                means._counts[name] = means._counts.get(name, 0) + int(own["counts"][name])
         return means
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values, from which `restore` goes on to the same means, bit for bit."""
+        unread = [[list(names), vector.tolist()] for names, vector in self._unread.items()]
+        return {"sums": dict(self._sums), "counts": dict(self._counts), "unread": unread}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+        self._unread = {tuple(names): torch.tensor(totals) for names, totals in state["unread"]}
 
     def reset(self) -> None:
         """Forget everything."""
         self._sums.clear()
         self._counts.clear()
+        self._unread.clear()
 
 
 class JsonlLog:

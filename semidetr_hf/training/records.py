@@ -46,7 +46,7 @@ class RunRecords:
 
     def take_means(self) -> dict[str, Any]:
         """Return the means over all processes and the steps since the last time; all processes must ask."""
-        means = RunningMeans.merged(gather_from_all(self.accelerator, self.means.state())).compute()
+        means = RunningMeans.merged(gather_from_all(self.accelerator, self.means.totals())).compute()
         self.means.reset()
         return dict(means)
 

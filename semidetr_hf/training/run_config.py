@@ -17,6 +17,11 @@ class RunConfig:
     output_dir: str = option(help="folder for checkpoints, logs and the resolved configuration")
     seed: int = option(0, help="seed of everything random")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", help="number format of the forward pass")
+    teacher_precision: Literal["auto", "same", "bf16"] = option(
+        "auto",
+        help="number format in which the teacher labels images: `same` as the student, `bf16`, or `auto` = bf16 where "
+        "the device multiplies it in hardware",
+    )
     gradient_accumulation_steps: int = option(1, help="batches per optimizer step")
     log_every: int = option(50, help="steps between two lines of the log")
     eval_every: int = option(4000, help="steps between two evaluations")

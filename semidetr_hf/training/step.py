@@ -17,7 +17,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler
 
 from semidetr_hf.model import SemiDetrForObjectDetection
-from semidetr_hf.ssod.divergence import DivergedError
 from semidetr_hf.ssod.objective import StepLosses
 from semidetr_hf.ssod.schedule import StageSchedule
 from semidetr_hf.ssod.teacher import EMATeacher, whole_tensor
@@ -25,6 +24,8 @@ from semidetr_hf.structures import LossWeights, SemiBatch, Stage, UnlabeledBatch
 from semidetr_hf.training.metrics import RunningMeans
 from semidetr_hf.training.processes import gather_from_all, on_any_process
 from semidetr_hf.training.sharding import load_whole
+
+MOST_NAMES = 3  # of losses in a message
 
 Observer = Callable[[int, StepLosses, UnlabeledBatch], None]
 
@@ -34,11 +35,12 @@ class StepResult:
     """What one step gave.
 
     Attributes:
-        numbers: losses, pseudo-labels, gradient norm; means over the accumulated batches of this process.
+        numbers: losses, pseudo-labels, gradient norm; means over the accumulated batches of this process. Tensors are
+            () and not yet read: the device may still be computing them.
         trouble: why the step was left out, with images and losses; None if it was made. The same on all processes.
     """
 
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, Tensor | float] = field(default_factory=dict)
     trouble: str | None = None
 
 
@@ -98,27 +100,21 @@ class TrainingStep:
                 buffer.copy_(before)
             return StepResult(trouble=trouble)
         if self.accelerator.num_processes > 1:
-            # Only gradients are averaged by themselves; of statistics all processes take those of the first.
-            for buffer in self._running_statistics():
-                broadcast(buffer)
+            self._share_statistics()
         if self.optimizer.step_was_skipped:
-            return StepResult(numbers=means.compute())  # there is no new student to follow
+            return StepResult(numbers=means.averages())  # there is no new student to follow
         # The copy that the teacher began as was update 0: it is the running average of all students from the first on.
         self.teacher.update(self.student, self.schedule.ema_momentum(self.teacher.num_updates + 1))
-        return StepResult(numbers=means.compute())
+        return StepResult(numbers=means.averages())
 
     def _add_gradients(self, step: int, batch: SemiBatch, stage: Stage, means: RunningMeans) -> str | None:
         """Add the gradients of one batch; return what is not finite, in which case there are none."""
         weights = self.schedule.loss_weights(stage)
-        try:
-            with self.accelerator.autocast():
-                losses = self.objective(batch, self.teacher, stage, weights)
-        except DivergedError as error:
-            return self._tell_all(error.what, _image_ids(batch))
+        with self.accelerator.autocast():
+            losses = self.objective(batch, self.teacher, stage, weights)
         loss = self._weigh(losses, weights)
         named = losses.supervised | losses.pseudo | losses.consistency
-        bad = [] if torch.isfinite(loss) else [name for name, value in named.items() if not torch.isfinite(value)]
-        what = None if torch.isfinite(loss) else f"losses {', '.join(bad) or 'together'}"
+        what = None if torch.isfinite(loss) else f"losses {_name_bad(named)}"
         if on_any_process(self.accelerator, what is not None):
             return self._tell_all(what, _image_ids(batch))
         self.accelerator.backward(loss)
@@ -163,10 +159,26 @@ class TrainingStep:
         """Let both networks go on from the averaged weights, the better ones."""
         load_whole(self.student, self.teacher.detector.state_dict(), self.optimizer)
 
+    def _share_statistics(self) -> None:
+        """Give all processes the statistics of the first, in one message; by itself only gradients are averaged."""
+        buffers = self._running_statistics()
+        if not buffers:
+            return
+        shared = broadcast(torch.cat([buffer.flatten().double() for buffer in buffers]))
+        for buffer, values in zip(buffers, shared.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(values.view_as(buffer))
+
     def _running_statistics(self) -> list[Tensor]:
         """Return the buffers that a forward pass changes; frozen norms are of another class and keep theirs."""
         norms = (module for module in self.objective.modules() if isinstance(module, _BatchNorm))
         return [buffer for norm in norms for buffer in norm.buffers()]
+
+
+def _name_bad(losses: dict[str, Tensor]) -> str:
+    """Return the names of the losses that are not finite, the first few of them."""
+    bad = [name for name, value in losses.items() if not torch.isfinite(value)]
+    more = f" and {len(bad) - MOST_NAMES} more" if len(bad) > MOST_NAMES else ""
+    return f"{', '.join(bad[:MOST_NAMES]) or 'together'}{more}"
 
 
 def _image_ids(batch: SemiBatch) -> list[object]:

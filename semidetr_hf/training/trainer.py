@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import set_seed
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from semidetr_hf.data.augment import AugmentConfig
@@ -31,6 +32,7 @@ from semidetr_hf.training.instruments import build_instruments
 from semidetr_hf.training.interruption import StopSignals
 from semidetr_hf.training.networks import BestNetwork, RunNetworks
 from semidetr_hf.training.optimizer import build_optimizer, build_scheduler
+from semidetr_hf.training.precision import teacher_dtype
 from semidetr_hf.training.processes import fingerprint, from_main_process, require_same
 from semidetr_hf.training.records import RunRecords
 from semidetr_hf.training.resources import ResourceMeter
@@ -119,7 +121,7 @@ class SemiDetrTrainer:
         set_seed(config.run.seed)
         self.schedule = build_schedule(config)
         self.student = model.to(self.accelerator.device)
-        self.teacher = EMATeacher(self.student)
+        self.teacher = EMATeacher(self.student, teacher_dtype(config.run, self.accelerator.device))
         objective = build_objective(config, self.student, has_unlabeled=unlabeled is not None)
         optimizer = build_optimizer(objective, config.optimizer)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
@@ -213,8 +215,8 @@ class SemiDetrTrainer:
                     raise failure
         return self._end()
 
-    def train_step(self) -> dict[str, float]:
-        """Make one optimizer step, or leave it out if it is not finite, and return its numbers.
+    def train_step(self) -> dict[str, Tensor | float]:
+        """Make one optimizer step, or leave it out if it is not finite, and return its numbers, see `StepResult`.
 
         Raises:
             FloatingPointError: if too many in a row were left out.

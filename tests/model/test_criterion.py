@@ -184,6 +184,17 @@ def test_number_of_boxes_is_at_least_one():
     assert average_num_boxes([], cpu) == 1.0
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", ["logits", "boxes", "encoder_logits", "encoder_boxes"])
+def test_predictions_that_are_not_finite_make_the_loss_nan_even_if_no_box_is_matched_with_them(field, bad):
+    predictions, targets = random_predictions(), random_targets(1, 0)
+    losses = criterion()(predictions, targets, average_num_boxes(targets, torch.device("cpu")))
+    assert losses["loss_ce"].isfinite()
+    getattr(predictions, field)[..., 1, 5, 0] = bad  # a query of the image without boxes
+    losses = criterion()(predictions, targets, average_num_boxes(targets, torch.device("cpu")))
+    assert losses["loss_ce"].isnan()
+
+
 def test_weights_by_name():
     weights = {"class_weight": 1.0, "bbox_weight": 5.0, "giou_weight": 2.0}
     names = {"loss_ce": 1.0, "loss_ce_enc": 1.0, "sup_loss_bbox_dn_3": 5.0, "pseudo_loss_giou_0": 2.0}

@@ -91,9 +91,7 @@ def test_mining_under_autocast_leaves_every_weight_of_the_decoder_its_gradient()
                 assert objective.mine(encoded, candidates, sure, strong).threshold is not None
             targets = to_targets([pair.strong for pair in candidates], strong)
             predictions, _ = objective.decode(encoded, targets, denoise=True)
-            loss = objective.student.weigh(
-                objective.compare(predictions, targets, Stage.ONE_TO_ONE, what="predictions")
-            )
+            loss = objective.student.weigh(objective.compare(predictions, targets, Stage.ONE_TO_ONE))
         found.append(decoder_gradients(objective, loss))
     for name, gradient in found[1].items():
         assert_close(gradient, found[0][name], msg=f"the gradient of {name} differs")

@@ -221,3 +221,38 @@ def test_the_number_of_updates_survives_a_file_of_tensors(tmp_path) -> None:
     assert type(other.num_updates) is int
     for name, tensor in teacher.detector.state_dict().items():
         assert torch.equal(tensor, other.detector.state_dict()[name])
+
+
+# ---- How it computes
+
+
+def test_it_computes_in_inference_mode_and_what_it_detects_can_be_trained_with() -> None:
+    teacher, view = EMATeacher(tiny_model()), weak_view()
+    encoded = teacher.encode(view)
+    assert encoded.memory.is_inference()
+    for found in teacher.detect(encoded, view, **RULES | {"min_score": 0.0}):
+        assert len(found) > 0
+        assert found.boxes_xyxy.device.type == "cpu" and not found.boxes_xyxy.is_inference()
+        # Losses keep boxes for their backward pass, which inference tensors refuse.
+        prediction = found.boxes_xyxy.clone().requires_grad_()
+        (prediction * found.boxes_xyxy).sum().backward()
+
+
+def test_low_precision_is_that_of_the_computation_not_of_weights_and_boxes() -> None:
+    view = weak_view()
+    exact, low = EMATeacher(tiny_model()), EMATeacher(tiny_model(), torch.bfloat16)
+    assert {parameter.dtype for parameter in low.parameters()} == {torch.float32}
+    encoded = low.encode(view)
+    assert {level.dtype for level in encoded.pyramid} == {torch.bfloat16}
+    assert encoded.proposal_box_logits.dtype == torch.float32
+    error = (encoded.memory.float() - exact.encode(view).memory).abs().max()
+    assert 0 < error < 0.1
+    found = low.detect(encoded, view, **RULES)
+    assert all(labels.boxes_xyxy.dtype == labels.scores.dtype == torch.float32 for labels in found)
+
+
+def test_without_a_precision_of_its_own_it_takes_that_of_the_student() -> None:
+    teacher, view = EMATeacher(tiny_model()), weak_view()
+    assert teacher.encode(view).pyramid[0].dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert teacher.encode(view).pyramid[0].dtype == torch.bfloat16

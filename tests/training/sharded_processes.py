@@ -91,7 +91,7 @@ def main(kind: str, consistency_weight: float, data: list[str], folder: Path) ->
 
     def watch() -> dict[str, float]:
         numbers = step()
-        norms.append(numbers["gradient_norm"])
+        norms.append(float(numbers["gradient_norm"]))
         return numbers
 
     trainer.train_step = watch  # type: ignore[method-assign]

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from semidetr_hf.training.metrics import JsonlLog, RunningMeans, flatten
 
@@ -22,6 +23,49 @@ def test_half_precision_losses_are_summed_in_single() -> None:
         means.update({"loss": torch.tensor(1.0, dtype=torch.bfloat16)})
     # A bfloat16 sum would stop at 256.
     assert means.compute() == {"loss": 1.0}
+
+
+def test_averages_are_the_same_numbers_unread() -> None:
+    means = RunningMeans()
+    for factor in (1.0, 2.0, 6.0):
+        means.update({"loss": torch.tensor(factor), "loss_0": torch.tensor(10 * factor), "pseudo_labels": factor})
+    means.update({"gradient_norm": torch.tensor(4.0)})
+    averages = means.averages()
+    assert list(averages) == ["loss", "loss_0", "pseudo_labels", "gradient_norm"]
+    assert isinstance(averages["loss"], torch.Tensor) and isinstance(averages["pseudo_labels"], float)
+    assert {name: float(value) for name, value in averages.items()} == means.compute()
+
+
+def test_tensors_are_read_all_at_once() -> None:
+    """To read one makes the host wait for the device."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    means = RunningMeans()
+    with Reads() as reads:
+        for _ in range(3):
+            means.update({f"loss_{i}": torch.tensor(float(i)) for i in range(20)})
+            means.averages()
+    assert reads.count == 0
+    assert means.compute()["loss_7"] == 7.0
+
+
+def test_state_goes_on_bit_for_bit() -> None:
+    values = torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
+    whole, first = RunningMeans(), RunningMeans()
+    for step, (a, b) in enumerate(values):
+        if step == 17:
+            resumed = RunningMeans()
+            resumed.restore(json.loads(json.dumps(first.state())))
+            first = resumed
+        for means in (whole, first):
+            means.update({"a": a, "b": b, "c": float(a)} if step % 3 else {"a": a})
+    assert whole.compute() == first.compute()
 
 
 def test_nothing_added_and_reset() -> None:

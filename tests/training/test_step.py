@@ -81,8 +81,11 @@ def break_gradient(trainer: SemiDetrTrainer, batch: SemiBatch, _monkeypatch: Any
 TROUBLES: dict[str, tuple[Any, str]] = {
     "loss": (break_loss, "losses sup_loss_giou_enc, pseudo_loss_giou_enc"),
     "gradient": (break_gradient, "gradients"),
-    "labeled": (lambda _t, batch, _m: with_nan(batch, "labeled"), "predictions on labeled images"),
-    "strong": (lambda _t, batch, _m: with_nan(batch, "strong"), "predictions on unlabeled images"),
+    "labeled": (lambda _t, batch, _m: with_nan(batch, "labeled"), r"losses sup_\w+, sup_\w+, sup_\w+ and \d+ more"),
+    "strong": (
+        lambda _t, batch, _m: with_nan(batch, "strong"),
+        r"losses pseudo_\w+, pseudo_\w+, pseudo_\w+ and \d+ more",
+    ),
 }
 
 
@@ -94,7 +97,8 @@ def test_a_bad_step_leaves_everything_as_it_was_but_the_learning_rate(trainer, m
     batch = spoil(trainer, sound, monkeypatch)
     result = trainer.make_step(1, [batch])
     ids = [*batch.labeled.image_ids, *batch.unlabeled.image_ids]
-    assert (result.trouble, result.numbers) == (f"{words} on images {ids}", {})
+    assert re.fullmatch(rf"{words} on images {re.escape(str(ids))}", result.trouble)
+    assert result.numbers == {}
     assert_unchanged(before, state_of(trainer))
     # Warm-up over four steps: 1/4 after the first one, 2/4 after the second, whether it was made or not.
     assert trainer.optimizer.param_groups[-1]["lr"] > rate
@@ -151,7 +155,8 @@ def test_one_bad_batch_discards_all_that_are_accumulated_and_the_next_step_is_so
         ends.append(state_of(trainer))
     # What comes after the bad batch is not looked at any more, so it is not among the images that the last names.
     named = batches[1][place].labeled.image_ids
-    assert skips == [f"predictions on labeled images on images {named}"]
+    assert len(skips) == 1
+    assert re.fullmatch(rf"losses sup_.* on images {re.escape(str(named))}", skips[0])
     assert_unchanged(*ends)
 
 
@@ -184,7 +189,7 @@ def test_numbers_are_means_over_the_accumulated_batches(digits, tmp_path) -> Non
     )
     result = trainer.make_step(0, [trainer._next_batch() for _ in range(2)])
     assert losses[0] != losses[1]
-    assert result.numbers["loss"] == pytest.approx(sum(losses) / 2, rel=1e-6)
+    assert float(result.numbers["loss"]) == pytest.approx(sum(losses) / 2, rel=1e-6)
 
 
 # ---- In a run
