@@ -30,12 +30,13 @@ def inverse_sigmoid(values: Tensor, eps: float) -> Tensor:
 
 def _intersection_and_union(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     """Return areas of intersection and union of boxes whose leading dimensions broadcast."""
-    overlap = (
-        torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
-    ).clamp(min=0)
-    intersection = overlap.prod(dim=-1)
-    area_a = (a_xyxy[..., 2:] - a_xyxy[..., :2]).prod(dim=-1)
-    area_b = (b_xyxy[..., 2:] - b_xyxy[..., :2]).prod(dim=-1)
+    # Coordinate by coordinate: of all pairs, loops over the last dimension of boxes would be two numbers long.
+    (a_left, a_top, a_right, a_bottom), (b_left, b_top, b_right, b_bottom) = a_xyxy.unbind(-1), b_xyxy.unbind(-1)
+    width = (torch.minimum(a_right, b_right) - torch.maximum(a_left, b_left)).clamp(min=0)
+    height = (torch.minimum(a_bottom, b_bottom) - torch.maximum(a_top, b_top)).clamp(min=0)
+    intersection = width * height
+    area_a = (a_right - a_left) * (a_bottom - a_top)
+    area_b = (b_right - b_left) * (b_bottom - b_top)
     return intersection, area_a + area_b - intersection
 
 
@@ -70,10 +71,10 @@ def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor, *, eps: float = 1e-6) -> Ten
     Source: Generalized Intersection over Union (arXiv 1902.09630), algorithm 1.
     """
     intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
-    hull = (torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])).clamp(
-        min=0
-    )
-    hull_area = hull.prod(dim=-1)
+    (a_left, a_top, a_right, a_bottom), (b_left, b_top, b_right, b_bottom) = a_xyxy.unbind(-1), b_xyxy.unbind(-1)
+    hull_width = (torch.maximum(a_right, b_right) - torch.minimum(a_left, b_left)).clamp(min=0)
+    hull_height = (torch.maximum(a_bottom, b_bottom) - torch.minimum(a_top, b_top)).clamp(min=0)
+    hull_area = hull_width * hull_height
     return intersection / union.clamp(min=eps) - (hull_area - union) / hull_area.clamp(min=eps)
 
 

@@ -125,7 +125,7 @@ class HungarianMatcher:
         # Only the columns of labels that occur are needed: focal cost after the gather costs M, not C, per query.
         probabilities = logits.float().gather(-1, index).sigmoid()
         class_cost = focal_cost(probabilities, alpha=self.alpha, gamma=self.gamma, eps=self.eps)
-        l1_cost = (boxes[..., :, None, :] - target_boxes[None, :, None]).abs().sum(-1)
+        l1_cost = torch.cdist(boxes, target_boxes[None], p=1)
         giou = generalized_iou(cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(target_boxes)[None, :, None])
         return self.class_cost * class_cost + self.bbox_cost * l1_cost - self.giou_cost * giou
 

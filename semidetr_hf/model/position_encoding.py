@@ -66,5 +66,5 @@ def token_centers(mask: Tensor) -> Tensor:
     y = torch.arange(rows, device=mask.device, dtype=torch.float32) + 0.5
     x = torch.arange(columns, device=mask.device, dtype=torch.float32) + 0.5
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)  # (H * W, 2), row by row
-    size = valid_ratio(mask) * torch.tensor([columns, rows], device=mask.device)
+    size = valid_ratio(mask) * torch.tensor([columns, rows]).to(mask.device, non_blocking=True)
     return grid[None] / size[:, None]
