@@ -25,8 +25,8 @@ style: $(READY) ## check style, format and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-bench: $(READY) ## list the benchmarks
-	@ls benchmarks/*.py | sed 's|^|$(RUN) |'
+bench: $(READY) ## run all benchmarks of speed and memory, print the table, and put it into the README
+	$(RUN) benchmarks/bench.py
 
 # Made again only when pyproject.toml changes: the install is editable, so sources need none.
 $(READY): pyproject.toml

@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = ("loading", "decoding", "padding", "scoring", "start")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each variant")
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each variant")
     parser.add_argument("--num_paths", type=int, default=500_000, help="images of the part `start`")
     parser.add_argument("--quick", action="store_true", help="tiny pictures and sets, to see whether it runs")
     parser.add_argument("--output", type=Path, default=RESULTS)

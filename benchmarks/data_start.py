@@ -76,7 +76,7 @@ def measure_start(labeled: Path, unlabeled: str, image_folder: str | None) -> li
     with_boxes = open_source(labeled)
     source = stage("listing", lambda: open_source(unlabeled, image_folder, labeled=False))
     stage("checks", lambda: check_sources(with_boxes, source, with_boxes))
-    stage("settings", lambda: settings_of(config, labeled=with_boxes, unlabeled=source, val=with_boxes))
+    stage("settings", lambda: settings_of(config, None, labeled=with_boxes, unlabeled=source, val=with_boxes))
     gray = (0.5, 0.5, 0.5)
     dataset = stage("data set", lambda: UnlabeledDataset(source, AugmentConfig(), gray, gray))
     order = PassSampler(len(source), 2 * len(source), seed=0)

@@ -13,15 +13,14 @@ Writes benchmarks/results/model_speed.json and prints the table of the README.
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from hardware import describe_machine
+from timing import markdown, median_ratio, median_seconds, time_in_turns
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
 from semidetr_hf import SemiDetrConfig, SemiDetrForObjectDetection
@@ -128,14 +127,7 @@ def own_peak_memory_mb() -> float:
 def compare(size: str, mode: str, rounds: int) -> list[dict]:
     """Time all detectors in turns and return one row each."""
     calls = {name: make_call(name, size, mode) for name in BUILDERS if mode == "training" or "denoising" not in name}
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = time_in_turns(calls, rounds)
     peer = seconds["DeformableDetr"]
     return [
         {
@@ -143,25 +135,19 @@ def compare(size: str, mode: str, rounds: int) -> list[dict]:
             "mode": mode,
             "input": "x".join(map(str, SHAPES[size][mode == "training"])),
             "detector": name,
-            "seconds": round(statistics.median(times), 4),
-            "speed_over_DeformableDetr": round(statistics.median(p / t for p, t in zip(peer, times, strict=True)), 3),
+            "seconds": round(median_seconds(times), 4),
+            "speed_over_DeformableDetr": median_ratio(peer, times),
             "peak_memory_mb": round(peak_memory_mb(name, size, mode)),
         }
         for name, times in seconds.items()
     ]
 
 
-def markdown(rows: list[dict]) -> str:
-    """Return the rows as a table."""
-    head = ["size", "mode", "input", "detector", "seconds", "speed_over_DeformableDetr", "peak_memory_mb"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(str(row[key]) for key in head) + " |" for row in rows])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each detector")
+    parser.add_argument("--quick", action="store_true", help="the small model alone, two rounds")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each detector")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--memory", nargs=3, metavar=("NAME", "SIZE", "MODE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -172,10 +158,9 @@ def main() -> None:
         print(own_peak_memory_mb())
         return
     rows = []
-    for size in args.sizes:
+    for size in ["nano"] if args.quick else args.sizes:
         for mode in ("inference", "training"):
-            rows += compare(size, mode, args.rounds)
-            print(markdown(rows[-3:] if mode == "training" else rows[-2:]), flush=True)
+            rows += compare(size, mode, 2 if args.quick else args.rounds)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     record = {"command": " ".join(["python", *sys.argv]), "seed": 0, **describe_machine(), "rows": rows}
     args.output.write_text(json.dumps(record, indent=2) + "\n")

@@ -6,8 +6,10 @@ Source: the released code of Semi-DETR freezes stem and first layer of a ResNet 
 from typing import Any
 
 import torch
+from timm.layers import FrozenBatchNormAct2d
 from timm.utils.model import freeze_batch_norm_2d
-from torch import nn
+from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 from transformers import AutoBackbone
 
 from .configuration_semidetr import SemiDetrConfig
@@ -32,8 +34,16 @@ def build_backbone(config: SemiDetrConfig) -> nn.Module:
     check_any_size(backbone, name, config.num_channels)
     if config.freeze_backbone_norm:
         freeze_batch_norm_2d(backbone)
+        for module in backbone.modules():
+            if isinstance(module, (FrozenBatchNorm2d, FrozenBatchNormAct2d)):
+                module.register_forward_hook(_return_input_dtype)
     freeze_first_stages(backbone, config.num_frozen_backbone_stages)
     return backbone
+
+
+def _return_input_dtype(_norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Round the output of a frozen norm, which is float32 under autocast, and would be kept for the backward pass."""
+    return output.to(inputs[0].dtype)
 
 
 @torch.no_grad()

@@ -211,7 +211,7 @@ class SetCriterion(nn.Module):
             Unweighted () float32 losses: `loss_ce`, `loss_bbox`, `loss_giou` of the last decoder layer, `..._{i}` of
             decoder layer i, `..._enc` of the encoder proposals and, with denoising, `..._dn` and `..._dn_{i}`. The set
             of names does not depend on the number of boxes, so that all processes report the same. `loss_ce` is NaN if
-            any prediction is not finite.
+            any of the predictions that are matched is not finite.
         """
         padded = pad_targets(targets, predictions.logits.device)
         stacked = stack_predictions(

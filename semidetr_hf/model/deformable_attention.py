@@ -3,7 +3,7 @@
 `multi_scale_deformable_attention` is the one entry, and chooses how to sample: on the CPU as a product with a sparse
 matrix (`sparse_sampling.py`), also under torch.compile; on CUDA by the kernels of `deformops`, if they are installed;
 on other devices, and in graphs that torch.export takes elsewhere, by `grid_sample`. All give the same numbers (the
-tests compare them).
+tests compare them, that of deformops where it is installed).
 
 Source: Deformable DETR (arXiv 2010.04159), section 4.1; deformops (Efficient Multi-Scale Deformable Attention on GPUs,
 TMLR 2026).
@@ -54,9 +54,11 @@ def multi_scale_deformable_attention(
     """
     if sum(height * width for height, width in spatial_shapes) != value.shape[1]:
         raise ValueError(f"levels {spatial_shapes} do not add up to the {value.shape[1]} tokens of the value")
+    sample: Callable[..., Tensor]
     if value.device.type == "cuda" and deformops_attention is not None and not torch.compiler.is_exporting():
-        return sample_by_deformops(value, spatial_shapes, sampling_locations.float(), attention_weights)
-    sample = choose_sampling(value.device)
+        sample = sample_by_deformops
+    else:
+        sample = choose_sampling(value.device)
     output = sample(value.float(), spatial_shapes, sampling_locations.float(), attention_weights.float())
     return output.to(value.dtype)
 
@@ -78,14 +80,14 @@ def choose_sampling(device: torch.device) -> Callable[..., Tensor]:
 def sample_by_deformops(
     value: Tensor, spatial_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """Sample with deformops; arguments as in `multi_scale_deformable_attention`, locations float32.
+    """Sample with deformops; arguments as in `multi_scale_deformable_attention`, all float32.
 
-    Sums of bfloat16 values are bfloat16, added up in float32.
+    Of bfloat16 values its kernels would add up the gradients in bfloat16, in no fixed order.
     """
     shapes = torch.tensor(spatial_shapes)
     starts = shapes.prod(-1).cumsum(0) - shapes.prod(-1)
     shapes, starts = (tensor.to(value.device, non_blocking=True) for tensor in (shapes, starts))
-    return deformops_attention(value, shapes, starts, locations, weights.to(value.dtype))
+    return deformops_attention(value, shapes, starts, locations, weights)
 
 
 def sample_by_grid(value: Tensor, spatial_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -93,13 +95,13 @@ def sample_by_grid(value: Tensor, spatial_shapes: list[tuple[int, int]], locatio
     batch, _, heads, width = value.shape
     queries = locations.shape[1]
     grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B * H, Q, P, 2)
-    samples = []
+    weights = weights.permute(3, 0, 2, 1, 4).reshape(len(spatial_shapes), batch * heads, 1, queries, -1)
+    output = value.new_zeros(())  # (B * H, E, Q), level after level: the samples of all levels at once are large
     for level, (rows, columns) in enumerate(spatial_shapes):
         start = sum(h * w for h, w in spatial_shapes[:level])
         plane = (
             value[:, start : start + rows * columns].permute(0, 2, 3, 1).reshape(batch * heads, width, rows, columns)
         )
-        samples.append(F.grid_sample(plane, grids[level], align_corners=False))  # (B * H, E, Q, P)
-    weights = weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, -1)  # (B * H, 1, Q, L * P)
-    output = (torch.cat(samples, dim=-1) * weights).sum(-1)  # (B * H, E, Q)
+        samples = F.grid_sample(plane, grids[level], align_corners=False)  # (B * H, E, Q, P)
+        output = output + (samples * weights[level]).sum(-1)
     return output.view(batch, heads * width, queries).transpose(1, 2).contiguous()

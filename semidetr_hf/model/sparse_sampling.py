@@ -30,6 +30,12 @@ from torch.autograd.function import once_differentiable
 # with twice as many a block takes four times as long (8 heads, 16 points).
 BLOCK_BAGS = 8192
 
+# Torch warns once per process that sparse tensors are in beta. Here, where nothing else runs: filters belong to all
+# threads, and each change of them makes Python repeat other warnings.
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+    torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), dtype=torch.float32, device="cpu", check_invariants=False)
+
 
 @dataclass
 class _Corners:
@@ -79,15 +85,13 @@ def _at_entries(corners: _Corners, grad_output: Tensor, table: Tensor) -> Tensor
     """Return the product of (N, E) gradients and the transposed table at the entries of the matrix, (N, 2, 2, K)."""
     rows = corners.rows.view(len(grad_output), -1)
     starts = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=torch.int32)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
-        pattern = torch.sparse_csr_tensor(
-            starts,
-            rows.flatten(),
-            grad_output.new_zeros(rows.numel()),
-            size=(len(rows), len(table)),
-            check_invariants=False,  # they ask for ascending columns, which the product does not need
-        )
+    pattern = torch.sparse_csr_tensor(
+        starts,
+        rows.flatten(),
+        grad_output.new_zeros(rows.numel()),
+        size=(len(rows), len(table)),
+        check_invariants=False,  # they ask for ascending columns, which the product does not need
+    )
     return torch.sparse.sampled_addmm(pattern, grad_output, table.T, beta=0.0).values().view(corners.rows.shape)
 
 
@@ -175,7 +179,7 @@ def _transposed_product(rows: Tensor, entries: Tensor, gradients: Tensor, *, num
 
 
 class _SparseSampling(torch.autograd.Function):
-    """`sample` with its gradients; keeps only its inputs for the backward pass."""
+    """`sample` with its gradients, but not theirs; keeps only its inputs for the backward pass."""
 
     @staticmethod
     def forward(ctx, value, spatial_shapes, locations, weights):

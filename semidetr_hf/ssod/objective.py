@@ -142,7 +142,7 @@ class SemiDetrObjective(nn.Module):
     def unlabeled_losses(
         self, unlabeled: UnlabeledBatch, teacher: EMATeacher, stage: Stage, weights: LossWeights
     ) -> StepLosses:
-        """Return the losses on unlabeled images; arguments and errors as in `forward`."""
+        """Return the losses on unlabeled images; arguments as in `forward`."""
         weak, strong = unlabeled.weak, unlabeled.strong
         teacher_features = teacher.encode(weak)
         candidates = self.find_candidates(teacher, teacher_features, unlabeled)

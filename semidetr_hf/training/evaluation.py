@@ -2,7 +2,7 @@
 
 Source: pycocotools, the evaluation of the COCO data set; Semi-DETR (arXiv 2307.08095) reports its AP. As in the
 released code, boxes are clipped to the image before they are scored. Where faster-coco-eval is installed, its
-reimplementation in C++ counts instead; the numbers are the same.
+reimplementation in C++ counts instead; the numbers are the same, up to the last bit.
 """
 
 import contextlib

@@ -57,7 +57,10 @@ class RunningMeans:
         sums = dict(self._sums)
         if self._unread:
             names = [name for group in self._unread for name in group]
-            for name, total in zip(names, torch.cat(list(self._unread.values())).tolist(), strict=True):
+            # After a resume some may lie on the CPU, until the same names are given again.
+            device = next(reversed(self._unread.values())).device
+            together = torch.cat([vector.to(device) for vector in self._unread.values()])
+            for name, total in zip(names, together.tolist(), strict=True):
                 sums[name] += total
         return {"sums": sums, "counts": dict(self._counts)}
 

@@ -28,6 +28,8 @@ DIFFERENCES: dict[str, dict[str, tuple[Any, Any]]] = {
     "data": {
         # "auto" is exact in a VOC folder; the released conversion moves the last pixel of a box as it does the first.
         "voc_corners": ("auto", "released"),
+        # Two groups in the released code, wider than high and not; finer here.
+        "group_by_aspect_ratio": (False, True),
     },
     "matching": {
         # The released code adds the L1 loss of centers and sizes to that of boxes, which doubles it.

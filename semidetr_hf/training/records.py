@@ -1,7 +1,7 @@
 """What a run writes down: `log.jsonl`, `resources.jsonl`, and what the trackers are told.
 
-`log.jsonl` depends on settings and seed alone, so that the log of a resumed run equals that of an undisturbed one;
-what depends on the machine stands in `resources.jsonl`. Only the main process writes.
+`log.jsonl` depends on settings, seed, libraries and number formats alone, so that the log of a resumed run equals that
+of an undisturbed one; what depends on the machine besides stands in `resources.jsonl`. Only the main process writes.
 """
 
 from collections.abc import Mapping

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from accelerate import Accelerator
 
 from semidetr_hf.data.sources import Source
@@ -45,6 +46,7 @@ _FREE = {
     "data.val",
     "data.val_images",
     "data.num_workers",
+    "run.gradient_checkpointing",
     "model.init_from",
     "model.backbone_weights",
     "schedule.num_steps",
@@ -63,9 +65,16 @@ _FREE = {
 
 
 def settings_of(
-    config: TrainingConfig, *, labeled: Source, unlabeled: Source | None, val: Source | None
+    config: TrainingConfig,
+    teacher_format: torch.dtype | None,
+    *,
+    labeled: Source,
+    unlabeled: Source | None,
+    val: Source | None,
 ) -> dict[str, Any]:
     """Return what decides about a run, by name, as plain values.
+
+    `auto` is no such value: with `teacher_format`, what it means on this machine takes its place.
 
     Two sessions with equal settings are parts of the same run, and so are two processes. The folders of images may
     have been moved; the images are compared by their ids and numbers of boxes.
@@ -74,6 +83,7 @@ def settings_of(
     settings: dict[str, Any] = {
         name: value for name, value in fields.items() if name not in _FREE and not name.startswith("health.")
     }
+    settings["run.teacher_precision"] = "same" if teacher_format is None else str(teacher_format)
     # The number of steps may be raised later, where nothing that was done depends on it.
     settings["steps of the first stage (one_to_many_steps)"] = config.schedule.first_stage_steps
     if config.optimizer.lr_schedule == "cosine":

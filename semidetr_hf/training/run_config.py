@@ -17,6 +17,9 @@ class RunConfig:
     output_dir: str = option(help="folder for checkpoints, logs and the resolved configuration")
     seed: int = option(0, help="seed of everything random")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", help="number format of the forward pass")
+    gradient_checkpointing: bool = option(
+        False, help="compute layers again in the backward pass instead of keeping what they need: slower, less memory"
+    )
     teacher_precision: Literal["auto", "same", "bf16"] = option(
         "auto",
         help="number format in which the teacher labels images: `same` as the student, `bf16`, or `auto` = bf16 where "

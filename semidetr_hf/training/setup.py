@@ -298,6 +298,10 @@ def build_objective(
         has_unlabeled: whether there will be unlabeled images, on which alone there is a consistency loss.
     """
     torch.manual_seed(config.run.seed)
+    if config.run.gradient_checkpointing:
+        # transformers before 5.23 has it under the other name alone.
+        enable = getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     rules = config.consistency
     projector = None
     if rules.consistency_weight > 0 and has_unlabeled:

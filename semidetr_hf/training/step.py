@@ -130,7 +130,7 @@ class TrainingStep:
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.max_grad_norm)
         norm = whole_tensor(torch.as_tensor(norm))  # DeepSpeed, which clips by itself, returns a plain number
         if torch.isfinite(norm):
-            means.update({"gradient_norm": norm})
+            means.update({"gradient_norm": norm.to(self.accelerator.device, non_blocking=True)})
         elif self.accelerator.scaler is None:
             return self._tell_all("gradients", image_ids)
         # The loss scaler of fp16 leaves out steps with infinite gradients by itself, and lowers its scale. So far down

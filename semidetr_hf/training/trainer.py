@@ -94,7 +94,8 @@ class SemiDetrTrainer:
         warnings = check_sources(labeled, unlabeled, val, seed=config.run.seed)
         for warning in warnings if self.main else []:
             logger.warning(warning)
-        self.settings = settings_of(config, labeled=labeled, unlabeled=unlabeled, val=val)
+        teacher_format = teacher_dtype(config.run, self.accelerator.device)
+        self.settings = settings_of(config, teacher_format, labeled=labeled, unlabeled=unlabeled, val=val)
         require_same(self.accelerator, {**self.settings, "the weights of the model": fingerprint(model)})
         self.checkpoints = RunCheckpoints(self.output_dir / "checkpoints", config.run.keep_checkpoints)
         checkpoint = prepare_output_folder(config.run, self.checkpoints, self.accelerator)

@@ -147,3 +147,21 @@ def test_a_stage_whose_parameters_cannot_be_told_by_name_is_refused():
     backbone.stage_names = ["unknown", "other"]
     with pytest.raises(ValueError, match="num_frozen_backbone_stages = 1: no parameter of stage 'unknown'"):
         freeze_first_stages(backbone, 1)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv3_small_050"])
+def test_frozen_norms_keep_the_precision_of_autocast(name):
+    """Their weights are float32, and what they return would be kept for the backward pass at twice the size."""
+    config = tiny_config(backbone_config=timm_backbone(name), freeze_backbone_norm=True)
+    backbone = build_backbone(config)
+    seen = []
+    for module in backbone.modules():
+        if type(module).__name__.startswith("FrozenBatchNorm"):
+            module.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    pixel_values = tiny_batch(1)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        low = backbone(pixel_values).feature_maps
+    assert len(seen) > 5
+    assert {given for given, _ in seen} == {torch.bfloat16} and all(given == found for given, found in seen)
+    for rounded, exact in zip(low, backbone(pixel_values).feature_maps, strict=True):
+        assert_close(rounded.float(), exact, rtol=0.1, atol=0.1 * float(exact.abs().max()))

@@ -68,6 +68,17 @@ def test_state_goes_on_bit_for_bit() -> None:
     assert whole.compute() == first.compute()
 
 
+def test_numbers_of_a_resumed_run_are_read_together_with_those_of_the_device() -> None:
+    """What was read back lies on the CPU. The meta device stands in for a GPU; it has no numbers to read."""
+    means = RunningMeans()
+    means.restore({"sums": {"a": 0.0}, "counts": {"a": 1}, "unread": [[["a"], [2.0]]]})
+    means.update({"b": torch.zeros((), device="meta")})
+    with pytest.raises(NotImplementedError, match="meta"):  # not: tensors on two devices
+        means.compute()
+    means.update({"a": torch.zeros((), device="meta")})
+    assert {vector.device.type for vector in means._unread.values()} == {"meta"}
+
+
 def test_nothing_added_and_reset() -> None:
     means = RunningMeans()
     assert means.compute() == {}

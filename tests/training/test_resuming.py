@@ -182,7 +182,16 @@ def test_a_checkpoint_may_be_continued_in_an_empty_folder(digits, tmp_path, unbr
 
 def settings(config: TrainingConfig, digits, **sources: Any) -> dict[str, Any]:
     given = {"labeled": source_of(digits, 3), "unlabeled": source_of(digits, 5), "val": None} | sources
-    return settings_of(config, **given)
+    return settings_of(config, given.pop("teacher_format", None), **given)
+
+
+def test_what_the_precision_of_the_teacher_means_here_is_what_counts(digits, tmp_path) -> None:
+    auto, low = (configure(tmp_path, run={"teacher_precision": name}) for name in ("auto", "bf16"))
+    with_bf16 = settings(auto, digits, teacher_format=torch.bfloat16)
+    assert with_bf16 == settings(low, digits, teacher_format=torch.bfloat16)
+    without = settings(auto, digits, teacher_format=None)
+    with pytest.raises(ValueError, match="run.teacher_precision was 'torch.bfloat16' and is 'same'"):
+        require_same_run(checkpoint_of(with_bf16), without, num_steps=6)
 
 
 def checkpoint_of(own: dict[str, Any]) -> Checkpoint:

@@ -378,6 +378,15 @@ def test_there_is_a_projector_where_there_is_a_consistency_loss(
     assert found == width
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_layers_are_computed_again_in_the_backward_pass_if_asked_for(labels: Path, asked: bool) -> None:
+    config = configure(labels, run={"output_dir": "out", "gradient_checkpointing": asked})
+    student = tiny_model()
+    build_objective(config, student, has_unlabeled=True)
+    assert {layer.gradient_checkpointing for layer in student.model.encoder.layers} == {asked}
+    assert {layer.gradient_checkpointing for layer in student.model.decoder.layers} == {asked}
+
+
 def test_weights_of_the_projector_follow_the_seed(labels: Path) -> None:
     first, second, third = (
         build_objective(
