@@ -102,7 +102,7 @@ def data(record: Row) -> Iterator[Row]:
 def memory(record: Row) -> Iterator[Row]:
     for found in record["rows"]:
         how = f"attention {found['attention']}; {'counted, an estimate' if found['estimate'] else 'measured'}"
-        yield row("memory of a step", found["step"], how, found["peak_gb"], " GB")
+        yield row("memory of a step, base, 2 images of 800x1333", found["step"], how, found["peak_gb"], " GB")
 
 
 def growth(record: Row) -> Iterator[Row]:

@@ -10,7 +10,7 @@
 All variants in turn in one process; ratios are medians of the ratios of neighbours. The networks are random, so the
 best few detections of each image are taken as pseudo-labels: as many as COCO has boxes.
 
-    python benchmarks/semi_step.py                        # about fifteen minutes on one core
+    python benchmarks/semi_step.py                        # about fifteen minutes on two cores
     python benchmarks/semi_step.py --quick                # does it run?
 
 Writes benchmarks/results/semi_step.json.
@@ -65,7 +65,7 @@ class Case:
         return 4 * self.num_labeled
 
 
-CASES = [Case("base", 320, 416, 1), Case("nano", 96, 96, 4)]
+CASES = [Case("base", 384, 512, 1), Case("nano", 96, 96, 4)]
 QUICK = [Case("nano", 64, 64, 1)]
 
 

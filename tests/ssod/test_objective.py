@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from semi_step import (
+from tiny_step import (
     EVERYTHING,
     NOTHING,
     WEIGHTS,

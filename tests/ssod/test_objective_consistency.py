@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from semi_step import WEIGHTS, build, give_detections, mirrored, semi_batch
+from tiny_step import WEIGHTS, build, give_detections, mirrored, semi_batch
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from semi_step import EVERYTHING, WEIGHTS, build, give_detections, mirrored, semi_batch, total
+from tiny_step import EVERYTHING, WEIGHTS, build, give_detections, mirrored, semi_batch, total
 from torch import Tensor
 
 from semidetr_hf.geometry import translation

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from semi_step import WEIGHTS, build, mirrored, semi_batch, total
+from tiny_step import WEIGHTS, build, mirrored, semi_batch, total
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from semi_step import EVERYTHING, NOTHING, WEIGHTS, build, give_detections, semi_batch, total
 from small_runs import configure
+from tiny_step import EVERYTHING, NOTHING, WEIGHTS, build, give_detections, semi_batch, total
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from semidetr_hf import SemiDetrForObjectDetection
