@@ -169,7 +169,8 @@ def first_call(call: Callable[[], ModelOutput]) -> tuple[ModelOutput | None, str
     try:
         output = call()
     except TorchDynamoException as error:
-        return None, f"does not compile: {' '.join(str(error).split())[:200]}"
+        reason = str(error).partition("Set TORCHDYNAMO_VERBOSE")[0]  # what follows is about debugging torch
+        return None, f"does not compile: {' '.join(reason.split())[:200]}"
     graphs = counters["stats"]["unique_graphs"] - before
     return output, f"{graphs} graph{'s' * (graphs != 1)}" if graphs else ""
 
