@@ -1,33 +1,20 @@
-"""The command line: `semidetr COMMAND --help` says what a command takes.
+"""`semidetr validate`: the data of a run looked at before training, and cleaned where asked."""
 
-Exit codes: 0 for success, 1 if a check failed, 2 for wrong arguments, 130 after Ctrl+C. What is wrong is one line.
-"""
+from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semidetr_hf.data.coco_cleaning import Cleaning, require_replaceable, write_cleaned
-from semidetr_hf.data.data_check import check_data
-from semidetr_hf.data.data_problems import DataReport
-from semidetr_hf.data.splits import open_whole
-
-USAGE_ERROR = 2
-
-app = typer.Typer(name="semidetr", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+if TYPE_CHECKING:
+    from semidetr_hf.data.coco_cleaning import Cleaning
+    from semidetr_hf.data.data_problems import DataReport
 
 
-@app.callback()
-def semidetr() -> None:
-    """Semi-supervised object detection with detection transformers."""
-
-
-@app.command()
 def validate(
     labeled: Annotated[
         Path,
@@ -54,6 +41,10 @@ def validate(
     Exit code 0: no error, training takes the data. 1: errors were found in the files given, whether or not --fix
     cleaned copies of them. 2: wrong arguments.
     """
+    from semidetr_hf.data.coco_cleaning import require_replaceable, write_cleaned
+    from semidetr_hf.data.data_check import check_data
+    from semidetr_hf.data.splits import open_whole
+
     inputs = [path for path in (labeled, unlabeled, val) if path is not None]
     # After an hour of opening images it would be too late to find out.
     _require_report_place(json_report, inputs)
@@ -83,25 +74,6 @@ def validate(
         cleanings = write_cleaned(report.sets)
         typer.echo("\n" + "\n".join(_describe_fixes(report, cleanings)))
     return 1 if report.num_errors else 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-
-    Returns:
-        The exit code; that of an interrupt, 130, is typer's.
-    """
-    try:
-        return app(args=arguments, prog_name="semidetr", standalone_mode=False) or 0
-    except typer.TyperException as error:
-        message = error.format_message()
-    except (ValueError, OSError) as error:
-        message = str(error)
-    typer.echo(f"semidetr: error: {' '.join(message.split())}", err=True)
-    return USAGE_ERROR
 
 
 def _require_report_place(json_report: Path | None, inputs: Sequence[Path]) -> None:
@@ -137,7 +109,3 @@ def _describe(cleaning: Cleaning) -> list[str]:
     if cleaning.is_val:
         lines.append("  metrics on it cannot be compared with those on the original")
     return lines
-
-
-if __name__ == "__main__":
-    sys.exit(main())
