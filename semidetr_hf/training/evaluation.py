@@ -1,37 +1,24 @@
-"""Box average precision as COCO defines it, of any transformers detector.
+"""Detections of any transformers detector on the images of a source, and what they score.
 
-Source: pycocotools, the evaluation of the COCO data set; Semi-DETR (arXiv 2307.08095) reports its AP. As in the
-released code, boxes are clipped to the image before they are scored. Where faster-coco-eval is installed, its
-reimplementation in C++ counts instead; the numbers are the same, up to the last bit.
+As in the released code of Semi-DETR, boxes are clipped to the image before they are scored.
 """
 
 import contextlib
 import inspect
-import io
 import logging
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 from tqdm.auto import tqdm
 
-try:
-    import faster_coco_eval
-except ImportError:
-    faster_coco_eval = None
+from semidetr_hf.metrics.coco_detection.coco_metrics import DetectionMetrics, ImageId, coco_metrics
 
 logger = logging.getLogger(__name__)
-
-ImageId = int | str
 
 
 class EvaluationSource(Protocol):
@@ -57,88 +44,6 @@ class EvaluationSource(Protocol):
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """Return the images, annotations and categories as a COCO dict."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectionMetrics:
-    """The twelve COCO numbers and the AP of every class, all from 0 to 1; nan where there is nothing to find.
-
-    Attributes:
-        ap: mean over the IoU thresholds 0.5, 0.55 .. 0.95 and the classes.
-        ap50: at IoU 0.5.
-        ap75: at IoU 0.75.
-        ap_small: of objects below 32 x 32 pixels.
-        ap_medium: of objects from there to 96 x 96 pixels.
-        ap_large: of objects above that.
-        ar1: recall with one detection per image.
-        ar10: recall with ten.
-        ar100: recall with `max_detections`, by default 100.
-        ar_small: the same, of small objects.
-        ar_medium: the same, of medium objects.
-        ar_large: the same, of large objects.
-        per_class: category name -> AP.
-    """
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-    ar1: float
-    ar10: float
-    ar100: float
-    ar_small: float
-    ar_medium: float
-    ar_large: float
-    per_class: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the numbers by name, with `per_class` nested; None stands for nan, which JSON cannot hold."""
-        values = asdict(self)
-        values["per_class"] = {name: _none_if_nan(value) for name, value in self.per_class.items()}
-        return {name: value if name == "per_class" else _none_if_nan(value) for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DetectionMetrics":
-        """Return the metrics that `to_dict` was called on."""
-        numbers = {name: _nan_if_none(value) for name, value in values.items() if name != "per_class"}
-        per_class = {name: _nan_if_none(value) for name, value in values["per_class"].items()}
-        return cls(**numbers, per_class=per_class)
-
-
-def coco_metrics(
-    ground_truth: dict[str, Any], detections: list[dict[str, Any]], *, max_detections: int = 100
-) -> DetectionMetrics:
-    """Score detections against a COCO dict.
-
-    Args:
-        ground_truth: COCO dict with `images`, `annotations` and `categories`; image ids may be numbers or text.
-        detections: dicts with `image_id`, `category_id` (those of `ground_truth`), `bbox` (x, y, width, height in
-            pixels of the original image) and `score`; may be empty.
-        max_detections: how many of the best detections of an image and class count, above 10.
-
-    Raises:
-        ValueError: if a detection or annotation has an image or category id that is not listed, or if `max_detections`
-            is not above 10.
-    """
-    if max_detections <= 10:
-        raise ValueError(f"max_detections={max_detections}: must be above 10, the second largest number COCO looks at")
-    _check_ids(ground_truth, detections)
-    # pycocotools needs numbers as image ids and takes annotation id 0 for "not matched", so both are renumbered.
-    numbers = {image["id"]: number for number, image in enumerate(ground_truth["images"], start=1)}
-    images = [{**image, "id": numbers[image["id"]]} for image in ground_truth["images"]]
-    index, score = _scorer()
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth, found = (
-            _indexed(index(), images, boxes, ground_truth["categories"], numbers)
-            for boxes in (ground_truth["annotations"], detections)
-        )
-        evaluator = score(truth, found, iouType="bbox")
-        evaluator.params.maxDets = [1, 10, max_detections]
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return _summarize(evaluator, {category["id"]: category["name"] for category in ground_truth["categories"]})
 
 
 def detections_to_coco(
@@ -216,7 +121,7 @@ def evaluate(
         for start in tqdm(starts, desc=desc, disable=not accelerator.is_main_process, leave=False):
             images, image_ids = _read_images(source, indices[start : start + batch_size], unreadable)
             if images:
-                results = _detect(model, image_processor, images, accelerator.device)
+                results = detect(model, image_processor, images, accelerator.device)
                 detections += detections_to_coco(results, image_ids, source.category_ids)
     detections, unreadable = gather_object(detections), gather_object(unreadable)
     if len(unreadable) == len(source):
@@ -250,10 +155,20 @@ def _read_images(
     return images, image_ids
 
 
-def _detect(
-    model: nn.Module, image_processor: Any, images: list[Any], device: torch.device
+def detect(
+    model: nn.Module, image_processor: Any, images: Sequence[Any], device: torch.device
 ) -> list[dict[str, Tensor]]:
-    """Return the detections of PIL images as `detections_to_coco` takes them, boxes clipped to their image."""
+    """Return the detections of one batch of images, whatever their scores.
+
+    Args:
+        model: a transformers detector on `device`, in evaluation mode; the caller switches gradients off.
+        image_processor: its image processor, with `post_process_object_detection`.
+        images: PIL images.
+        device: where the model is.
+
+    Returns:
+        Per image, on the CPU, `scores` (N,), `labels` (N,) and `boxes` (N, 4) xyxy in pixels, clipped to the image.
+    """
     inputs = image_processor(images=images, return_tensors="pt").to(device)
     outputs = model(**inputs)
     sizes = [(image.height, image.width) for image in images]
@@ -290,87 +205,3 @@ def _without_images(ground_truth: dict[str, Any], image_ids: set[ImageId]) -> di
         "images": [image for image in ground_truth["images"] if image["id"] not in image_ids],
         "annotations": [box for box in ground_truth["annotations"] if box["image_id"] not in image_ids],
     }
-
-
-def _check_ids(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
-    for field, listed in (("image_id", "images"), ("category_id", "categories")):
-        known = {entry["id"] for entry in ground_truth[listed]}
-        for what, entries in (("detections", detections), ("annotations", ground_truth["annotations"])):
-            unknown = sorted({entry[field] for entry in entries} - known, key=str)
-            if unknown:
-                raise ValueError(
-                    f"{what} have {field} {unknown[0]!r}, which is not among the {len(known)} {listed} of the ground "
-                    f"truth; {len(unknown)} such ids in all"
-                )
-
-
-def _scorer() -> tuple[type[Any], type[Any]]:
-    """Return the classes that hold boxes and that score them; both packages offer the same two."""
-    if faster_coco_eval is None:
-        logger.debug("scoring with pycocotools; faster-coco-eval is not installed")
-        return COCO, COCOeval
-    logger.debug("scoring with faster-coco-eval %s", faster_coco_eval.__version__)
-    return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
-
-
-def _indexed(
-    coco: Any,
-    images: list[dict[str, Any]],
-    annotations: list[dict[str, Any]],
-    categories: list[dict[str, Any]],
-    numbers: dict[ImageId, int],
-) -> Any:
-    coco.dataset = {
-        "images": images,
-        "categories": categories,
-        "annotations": [
-            {
-                "area": annotation["bbox"][2] * annotation["bbox"][3],
-                "iscrowd": 0,
-                **annotation,
-                "id": number,
-                "image_id": numbers[annotation["image_id"]],
-            }
-            for number, annotation in enumerate(annotations, start=1)
-        ],
-    }
-    coco.createIndex()
-    return coco
-
-
-def _summarize(evaluator: Any, category_names: dict[int, str]) -> DetectionMetrics:
-    # T IoU thresholds, R recall thresholds, K classes, A area ranges (all, small, medium, large), M detection limits
-    precision = evaluator.eval["precision"]  # (T, R, K, A, M), -1 where there is nothing to find
-    recall = evaluator.eval["recall"]  # (T, K, A, M), the same
-    thresholds = evaluator.params.iouThrs
-    return DetectionMetrics(
-        ap=_mean(precision[..., 0, 2]),
-        ap50=_mean(precision[np.isclose(thresholds, 0.5), ..., 0, 2]),
-        ap75=_mean(precision[np.isclose(thresholds, 0.75), ..., 0, 2]),
-        ap_small=_mean(precision[..., 1, 2]),
-        ap_medium=_mean(precision[..., 2, 2]),
-        ap_large=_mean(precision[..., 3, 2]),
-        ar1=_mean(recall[..., 0, 0]),
-        ar10=_mean(recall[..., 0, 1]),
-        ar100=_mean(recall[..., 0, 2]),
-        ar_small=_mean(recall[..., 1, 2]),
-        ar_medium=_mean(recall[..., 2, 2]),
-        ar_large=_mean(recall[..., 3, 2]),
-        per_class={
-            category_names[category_id]: _mean(precision[:, :, row, 0, 2])
-            for row, category_id in enumerate(evaluator.params.catIds)
-        },
-    )
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[values > -1]
-    return float(known.mean()) if known.size else math.nan
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _nan_if_none(value: float | None) -> float:
-    return math.nan if value is None else value

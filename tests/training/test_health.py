@@ -200,7 +200,9 @@ def test_the_state_survives_a_file_and_present_settings_stay() -> None:
 @pytest.fixture
 def give_aps(monkeypatch) -> Iterator[Callable[..., None]]:
     """A function that sets the AP of the teacher at one evaluation after the other."""
-    numbers = dict.fromkeys((name for name in DetectionMetrics.__dataclass_fields__ if name != "per_class"), 0.0)
+    numbers = dict.fromkeys(
+        (name for name in DetectionMetrics.__dataclass_fields__ if not name.startswith("per_class")), 0.0
+    )
 
     def give(*aps: float) -> None:
         left = list(aps)

@@ -17,7 +17,7 @@ from semidetr_hf.training.networks import BestNetwork, RunNetworks
 
 
 def metrics(ap: float) -> DetectionMetrics:
-    names = [name for name in DetectionMetrics.__dataclass_fields__ if name != "per_class"]
+    names = [name for name in DetectionMetrics.__dataclass_fields__ if not name.startswith("per_class")]
     return DetectionMetrics(**dict.fromkeys(names, 0.0) | {"ap": ap}, per_class={"0": ap})
 
 

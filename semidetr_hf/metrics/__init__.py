@@ -1,0 +1,1 @@
+"""How detections are scored: by the rules of COCO and by those of Pascal VOC."""
