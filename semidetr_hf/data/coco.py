@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .coco_json import CocoDocument, CocoImage, read_coco_json, visible_box
-from .images import Sample, ViewSize, load_for_view, stored_size
+from .images import ImageFile, Sample, ViewSize, load_for_view, stored_size
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ class CocoSource:
         """Number of boxes to train on."""
         return sum(self.class_counts)
 
-    def path(self, index: int) -> Path:
-        """Return the file of one image."""
+    def path(self, index: int) -> ImageFile:
+        """Return where one image is."""
         return self.image_folder / self._images[index].file_name
 
     def __getitem__(self, index: int) -> Sample:

@@ -40,7 +40,7 @@ def check_coco_json(path: Path, image_folder: str | Path | None, role: Role) -> 
         role: of unlabeled images the annotations are not looked at, as the reader does not.
 
     Returns:
-        The set with its problems; `folder` is None if the images were not found.
+        The set with its problems; `locate` is None if the images were not found.
     """
     status = path.stat()
     checked = CheckedSet(role=role, path=path, is_coco=True, stamp=(status.st_size, status.st_mtime_ns))
@@ -122,13 +122,14 @@ def check_box(bbox: Box, size: tuple[int, int] | None, checked: CheckedSet, **wh
 
 def _find_folder(image_folder: str | Path | None, checked: CheckedSet) -> None:
     try:
-        checked.folder = find_image_folder(checked.path, checked.images, image_folder)
+        folder = find_image_folder(checked.path, checked.images, image_folder)
     except (FileNotFoundError, ValueError) as error:
-        if image_folder is not None:
-            # The folder is known, so every missing file can be named.
-            checked.folder = Path(image_folder)
-        else:
+        if image_folder is None:
             checked.add_refusal("image_folder", error, "give the image folder")
+            return
+        # The folder is known, so every missing file can be named.
+        folder = Path(image_folder)
+    checked.locate = lambda index: folder / checked.images[index].file_name
 
 
 def _check_images(entries: list[Any], checked: CheckedSet) -> dict[ImageId, tuple[int, int] | None]:

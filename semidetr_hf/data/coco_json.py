@@ -64,7 +64,20 @@ def read_coco_json(path: Path, *, labeled: bool = True) -> CocoDocument:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not json, lacks a key, lists no image, or any entry is wrong; names the entry.
     """
-    content = _parse(path)
+    return checked_document(path, _parse(path), labeled=labeled)
+
+
+def checked_document(path: Path, content: dict[str, Any], *, labeled: bool = True) -> CocoDocument:
+    """Check the content of a COCO json, or what was read elsewhere and put into the same form.
+
+    Args:
+        path: of the file or data set, with which every complaint begins.
+        content: the lists `images`, `annotations` and `categories`.
+        labeled: as in `read_coco_json`.
+
+    Raises:
+        ValueError: as in `read_coco_json`.
+    """
     for key in ("images", "annotations", "categories") if labeled else ("images",):
         if not isinstance(content.get(key), list):
             raise ValueError(f'{path}: has no list "{key}"; a COCO file needs images, annotations and categories')

@@ -5,17 +5,20 @@ Training stops at the first error of a file and opens a sample of the images; th
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .coco import CocoSource
 from .coco_check import check_coco_json, check_content
 from .coco_json import CocoImage
 from .data_problems import CheckedSet, DataReport, Role
-from .folder import FolderSource
 from .picture_check import Place, check_pictures, path_of
-from .sources import _is_read_as_xml, open_source
+from .sources import Found, Source, find_reader, open_source
 from .voc import _find_layout, _find_pictures, _read_record
+
+if TYPE_CHECKING:
+    from .hub import BboxFormat
 
 MAX_WORKERS = 32
 
@@ -28,13 +31,15 @@ def check_data(
     unlabeled_images: str | Path | None = None,
     val: str | Path | None = None,
     val_images: str | Path | None = None,
+    bbox_format: "BboxFormat" = "xywh",
     workers: int | None = None,
     progress: bool = False,
 ) -> DataReport:
     """Check the images and boxes of a run, against themselves and each other.
 
-    Every set is what training takes, see `open_source`. Of a COCO json every entry is checked, of XML files every file
-    up to its first error; all images are opened.
+    Every set is what training takes, see `open_source`. Of a COCO json every entry is checked, of label
+    files every line, of XML files every file up to its first error, of a `datasets` data set all up to the first row
+    that is refused; all images are opened.
 
     The same picture (see `picture_check.digest_of`) in training and validation is an error: training would start, but
     its metric would be measured on what the detector was trained on, which no later step can notice or mend. That an
@@ -47,6 +52,7 @@ def check_data(
         unlabeled_images: likewise.
         val: images with boxes to evaluate on.
         val_images: likewise.
+        bbox_format: of data sets, see `HubSource`.
         workers: threads that open images; None for one per processor.
         progress: whether to show a bar on a terminal.
 
@@ -63,12 +69,12 @@ def check_data(
     for role, path, images in (("unlabeled", unlabeled, unlabeled_images), ("val", val, val_images)):
         if path is None and images is not None:
             raise ValueError(f"{role}_images={str(images)!r} is of no use without {role}; give both")
-    sets = [_check_set("labeled", labeled, labeled_images)]
+    sets = [_check_set("labeled", labeled, labeled_images, bbox_format=bbox_format)]
     if unlabeled is not None:
         sets.append(_check_set("unlabeled", unlabeled, unlabeled_images))
     if val is not None:
         # XML files list no categories, and those of the validation images may lack one that was labeled.
-        sets.append(_check_set("val", val, val_images, sets[0].categories))
+        sets.append(_check_set("val", val, val_images, sets[0].categories, bbox_format=bbox_format))
         _compare_categories(sets[0], sets[-1])
     groups = check_pictures(sets, workers=workers or min(os.cpu_count() or 1, MAX_WORKERS), progress=progress)
     for checked in sets:
@@ -81,44 +87,78 @@ def check_data(
 
 
 def _check_set(
-    role: Role, path: str | Path, image_folder: str | Path | None, categories: Mapping[int, str] | None = None
+    role: Role,
+    path: str | Path,
+    image_folder: str | Path | None,
+    categories: Mapping[int, str] | None = None,
+    *,
+    bbox_format: "BboxFormat" = "xywh",
 ) -> CheckedSet:
-    path = Path(path)
+    checked = CheckedSet(role=role, path=Path(path))
     if image_folder is not None and not Path(image_folder).is_dir():
         raise FileNotFoundError(f"{image_folder}: no such folder; {role}_images must hold the images of {path}")
-    if path.suffix.lower() == ".json" and path.is_file():
-        return check_coco_json(path, image_folder, role)
-    checked = CheckedSet(role=role, path=path)
-    is_xml = path.is_file() and path.suffix.lower() == ".txt"
-    if is_xml or (path.is_dir() and _is_read_as_xml(path, checked.labeled)):
-        _check_xml(image_folder, categories, checked)
-        return checked
-    source = open_source(path, image_folder, labeled=checked.labeled)
-    if isinstance(source, FolderSource):
-        checked.images = [CocoImage(image_id, image_id, None) for image_id in source.image_ids]
-        checked.folder = source.folder
+    found = find_reader(path, labeled=checked.labeled)
+    if found.reader == "coco":
+        return check_coco_json(Path(found.path), image_folder, role)
+
+    def open_it() -> Source:
+        return open_source(
+            path,
+            image_folder,
+            labeled=checked.labeled,
+            part="val" if role == "val" else "train",
+            categories=categories or None,
+            bbox_format=bbox_format,
+        )
+
+    match found.reader:
+        case "voc":
+            _check_source(open_it, checked, "invalid_xml", lambda: _check_every_xml_file(image_folder, checked))
+        case "yolo":
+            _check_source(open_it, checked, "invalid_yolo", lambda: _check_every_label_file(found, checked))
+        case "datasets":
+            _check_source(open_it, checked, "invalid_data_set", lambda: None)
+        case "list" | "tar" | "folder":
+            source = open_it()
+            checked.images = [CocoImage(image_id, str(image_id), None) for image_id in source.image_ids]
+            checked.locate = source.path
     return checked
 
 
-def _check_xml(image_folder: str | Path | None, categories: Mapping[int, str] | None, checked: CheckedSet) -> None:
-    """Fill a set from XML files; if they are refused, with one problem for every file that has an error."""
+def _check_source(
+    open_it: Callable[[], Source], checked: CheckedSet, kind: str, look_closer: Callable[[], None]
+) -> None:
+    """Fill a set from its source; of one that is refused, `look_closer` notes every problem rather than the first."""
     try:
-        source = open_source(checked.path, image_folder, labeled=checked.labeled, categories=categories or None)
+        source = open_it()
     except (FileNotFoundError, ValueError) as error:
-        _check_every_xml_file(image_folder, checked)
+        look_closer()
         if not checked.problems:
-            checked.add_refusal("invalid_xml", error, "correct it")
+            checked.add_refusal(kind, error, "correct it")
         return
     if not isinstance(source, CocoSource):
-        raise ValueError(f"{checked.path}: expected a VOC image set or folder")
+        raise ValueError(f"{checked.path}: expected a source with boxes")
     content = source.coco_ground_truth()
-    checked.folder = source.image_folder
+    checked.locate = source.path
     numbers: Counter[int | str] = Counter()
     for entry in content["annotations"]:
-        # An object of an XML file has no id; it is known by its number in the file.
+        # An object of such a file has no id; it is known by its number in the file.
         numbers[entry["image_id"]] += 1
         entry["id"] = f"object {numbers[entry['image_id']]} of {entry['image_id']}"
     check_content(content, checked)
+
+
+def _check_every_label_file(found: Found, checked: CheckedSet) -> None:
+    from .yolo import find_yaml, read_yolo
+
+    key = found.split or ("val" if checked.role == "val" else "train")
+    try:
+        complaints = read_yolo(find_yaml(found.path), key, labeled=checked.labeled).complaints
+    except (FileNotFoundError, ValueError):
+        return  # the source was refused with the same words
+    for complaint in complaints:
+        error = ValueError(complaint.message)
+        checked.add_refusal(complaint.kind, error, "correct it", file=complaint.file, image_id=complaint.image_id)
 
 
 def _check_every_xml_file(image_folder: str | Path | None, checked: CheckedSet) -> None:

@@ -5,13 +5,14 @@ An error is what training refuses, or what makes its metric a lie; a warning is 
 
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from .coco_json import CocoImage
+from .images import ImageFile
 
 Role = Literal["labeled", "unlabeled", "val"]
 Severity = Literal["error", "warning"]
@@ -67,7 +68,7 @@ class CheckedSet:
         stamp: size and time of change of the json when it was read.
         images: the images that can be opened; of a repeated id the first.
         places: where each of `images` is in the list of the json; empty for other sets.
-        folder: where the file names of `images` start; None if it was not found, and no image can be opened.
+        locate: gives the file of the image at a place of `images`; None if they were not found and cannot be opened.
         categories: category id -> name.
         class_counts: category id -> number of boxes to train on.
         unsized: image id -> annotations that await the size of the picture: their place, id and bbox.
@@ -82,7 +83,7 @@ class CheckedSet:
     stamp: tuple[int, int] | None = None
     images: list[CocoImage] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
-    folder: Path | None = None
+    locate: Callable[[int], ImageFile] | None = None
     categories: dict[int, str] = field(default_factory=dict)
     class_counts: Counter[int] = field(default_factory=Counter)
     unsized: dict[int | str, list[tuple[int, Any, tuple[float, float, float, float]]]] = field(default_factory=dict)
@@ -102,7 +103,7 @@ class CheckedSet:
         value: str,
         advice: str,
         *,
-        file: Path | None = None,
+        file: ImageFile | None = None,
         image_id: Any = None,
         annotation_id: Any = None,
         fix: Fix | None = None,

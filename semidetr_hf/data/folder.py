@@ -1,48 +1,33 @@
-"""A bare folder of images, for unlabeled data."""
+"""Images without boxes: what their sources share, and a bare folder of them."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from .images import Sample, ViewSize, load_for_view, stored_size
+from .images import ImageFile, Sample, ViewSize, load_for_view, stored_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-class FolderSource:
-    """Every image below a folder, in the order of the relative paths, without boxes.
-
-    Args:
-        folder: searched with all its sub-folders for jpg, jpeg, png, bmp, webp, tif and tiff files, in any case.
-
-    Raises:
-        ValueError: if it is not a folder or holds no image.
-    """
+class UnlabeledSource(ABC):
+    """Images without boxes; a subclass sets `name` and `image_ids` and says where each image is."""
 
     category_names: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
     class_counts: tuple[int, ...] = ()
     num_boxes: int = 0
+    name: str
+    image_ids: list[str]
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise ValueError(f"{folder}: not a folder; give a folder that holds image files")
-        self.image_ids: list[str] = sorted(
-            name for name in _file_names(self.folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        )
-        if not self.image_ids:
-            raise ValueError(f"{folder}: no image found in it or below; looked for {', '.join(IMAGE_SUFFIXES)}")
-        self.name = self.folder.resolve().name
+    @abstractmethod
+    def path(self, index: int) -> ImageFile:
+        """Return where one image is."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
-
-    def path(self, index: int) -> Path:
-        """Return the file of one image."""
-        return self.folder / self.image_ids[index]
 
     def __getitem__(self, index: int) -> Sample:
         """Return one image with (0, 4) boxes.
@@ -75,6 +60,40 @@ class FolderSource:
     def image_size(self, index: int) -> tuple[int, int] | None:
         """Return (height, width) from the header of the file, None if that cannot be read."""
         return stored_size(self.path(index))
+
+
+class FolderSource(UnlabeledSource):
+    """Every image below a folder, in the order of the relative paths, without boxes.
+
+    Args:
+        folder: searched with all its sub-folders for jpg, jpeg, png, bmp, webp, tif and tiff files, in any case.
+
+    Raises:
+        ValueError: if it is not a folder or holds no image.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"{folder}: not a folder; give a folder that holds image files")
+        self.image_ids = sorted(name for name in _file_names(self.folder) if is_image_name(name))
+        if not self.image_ids:
+            raise ValueError(f"{folder}: no image found in it or below; looked for {', '.join(IMAGE_SUFFIXES)}")
+        self.name = self.folder.resolve().name
+
+    def path(self, index: int) -> Path:
+        """Return the file of one image."""
+        return self.folder / self.image_ids[index]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the suffix of a file name is that of an image, in any case."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def holds_image(folder: Path) -> bool:
+    """Whether there is an image in a folder or below."""
+    return any(map(is_image_name, _file_names(folder)))
 
 
 def _file_names(folder: Path, below: str = "") -> Iterator[str]:

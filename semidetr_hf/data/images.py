@@ -1,6 +1,9 @@
 """One image file becomes an upright RGB picture; `Sample` is what every source gives for one image."""
 
+import io
+import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +32,33 @@ class UnreadableImageError(OSError):
     def __init__(self, message: str) -> None:
         one_line = "\\n".join(message.splitlines())
         super().__init__(one_line.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+@dataclass(frozen=True)
+class PackedImage:
+    """An image without a file of its own: a member of an archive, a row of a table.
+
+    Attributes:
+        place: where it is, for messages.
+        file_name: what it is called there; empty if it has no name.
+        read: gives the bytes that a file of it would hold; an OSError says that they cannot be had.
+    """
+
+    place: str
+    file_name: str
+    read: Callable[[], bytes]
+
+    def __str__(self) -> str:
+        return self.place
+
+
+ImageFile = Path | PackedImage
+
+
+def is_missing(file: ImageFile) -> bool:
+    """Whether an image should be a file and there is none; what is in an archive or a table was found there."""
+    # Unlike Path.exists, this is False for names that are too long and for folders that are closed.
+    return not isinstance(file, PackedImage) and not os.path.exists(file)
 
 
 class ViewSize(NamedTuple):
@@ -63,14 +93,15 @@ class Sample:
     reduction: int = 1
 
 
-def load_image(path: str | Path, expected_size: tuple[int, int] | None = None) -> Image.Image:
+def load_image(path: str | ImageFile, expected_size: tuple[int, int] | None = None) -> Image.Image:
     """Open an image file as an upright RGB picture.
 
     Gray, palette, transparent, CMYK and 16-bit files are converted. A camera's EXIF orientation is applied, except
     when `expected_size` fits the stored picture and not the turned one: then the boxes were drawn on the stored one.
 
     Args:
-        path: any format Pillow reads; of an animation the first frame is taken.
+        path: a file, or an image in an archive or a table; any format that Pillow reads; of an animation the first
+            frame is taken.
         expected_size: (height, width) in pixels that the annotations were made for; None when unknown.
 
     Returns:
@@ -84,7 +115,7 @@ def load_image(path: str | Path, expected_size: tuple[int, int] | None = None) -
 
 
 def load_for_view(
-    path: str | Path, expected_size: tuple[int, int] | None, largest_view: ViewSize | None
+    path: str | ImageFile, expected_size: tuple[int, int] | None, largest_view: ViewSize | None
 ) -> tuple[Image.Image, int]:
     """Open an image file as `load_image` does, but no larger than its views need.
 
@@ -106,7 +137,7 @@ def load_for_view(
     Source: Pillow's `Image.draft`, for libjpeg's scaled inverse cosine transform.
     """
     try:
-        with Image.open(path) as stored:
+        with Image.open(_openable(path)) as stored:
             reduction = 1 if largest_view is None else _reduce(stored, largest_view)
             stored.load()
             rgb = _to_rgb(_upright(stored, expected_size, reduction))
@@ -125,14 +156,18 @@ def load_for_view(
     return rgb, reduction
 
 
-def stored_size(path: str | Path) -> tuple[int, int] | None:
+def stored_size(path: str | ImageFile) -> tuple[int, int] | None:
     """Return (height, width) of the upright picture from the header of its file, None if that cannot be read."""
     try:
-        with Image.open(path) as stored:
+        with Image.open(_openable(path)) as stored:
             is_on_its_side = stored.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
             return (stored.width, stored.height) if is_on_its_side else (stored.height, stored.width)
     except BROKEN_FILE_ERRORS:
         return None  # whoever needs the pixels complains
+
+
+def _openable(path: str | ImageFile) -> str | Path | io.BytesIO:
+    return io.BytesIO(path.read()) if isinstance(path, PackedImage) else path
 
 
 def _reduce(image: Image.Image, largest_view: ViewSize) -> int:

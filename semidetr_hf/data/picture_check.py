@@ -2,11 +2,9 @@
 
 import hashlib
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +13,7 @@ from tqdm import tqdm
 
 from .coco_check import check_box
 from .data_problems import CheckedSet, Severity
-from .images import UnreadableImageError, load_image
+from .images import ImageFile, UnreadableImageError, is_missing, load_image
 
 DIGEST_BYTES = 16  # at 2**64 images one expects the first two different ones of equal digest
 IN_FLIGHT = 4  # files per thread that are opened ahead; all at once would need memory for every one
@@ -54,7 +52,7 @@ def check_pictures(sets: Sequence[CheckedSet], *, workers: int, progress: bool) 
     are_usable = [np.zeros(len(checked.images), dtype=bool) for checked in sets]
     jobs = ((path_of(sets[n], i), sets[n].images[i].size) for n, i in _places_of(sets))
     opened = in_parallel(inspect_picture, jobs, workers)
-    total = sum(len(checked.images) for checked in sets if checked.folder is not None)
+    total = sum(len(checked.images) for checked in sets if checked.locate is not None)
     bar = tqdm(opened, total=total, desc="opening images", unit=" images", disable=None if progress else True)
     for (number, index), picture in zip(_places_of(sets), bar, strict=True):
         if picture.digest is not None:
@@ -62,25 +60,25 @@ def check_pictures(sets: Sequence[CheckedSet], *, workers: int, progress: bool) 
             are_usable[number][index] = picture.kind is None
         _note(sets[number], index, picture)
     for checked, is_usable in zip(sets, are_usable, strict=True):
-        if checked.folder is not None:
+        if checked.locate is not None:
             checked.num_usable = int(is_usable.sum())
     return equal_pictures(digests)
 
 
 def _places_of(sets: Sequence[CheckedSet]) -> Iterator[Place]:
     for number, checked in enumerate(sets):
-        if checked.folder is not None:
+        if checked.locate is not None:
             yield from (Place(number, index) for index in range(len(checked.images)))
 
 
-def path_of(checked: CheckedSet, index: int) -> Path:
-    """Return the file of one image of a set whose folder was found."""
-    if checked.folder is None:
-        raise ValueError(f"{checked.path}: the folder of its images was not found")
-    return checked.folder / checked.images[index].file_name
+def path_of(checked: CheckedSet, index: int) -> ImageFile:
+    """Return where one image is, of a set whose images were found."""
+    if checked.locate is None:
+        raise ValueError(f"{checked.path}: its images were not found")
+    return checked.locate(index)
 
 
-def inspect_picture(job: tuple[Path, tuple[int, int] | None]) -> Picture:
+def inspect_picture(job: tuple[ImageFile, tuple[int, int] | None]) -> Picture:
     """Open one file as training does.
 
     Args:
@@ -90,7 +88,7 @@ def inspect_picture(job: tuple[Path, tuple[int, int] | None]) -> Picture:
     try:
         image = load_image(path, expected_size)
     except UnreadableImageError as fault:
-        if not os.path.exists(path):
+        if is_missing(path):
             return Picture(None, None, "missing_file", fault)
         if expected_size is None:
             return Picture(None, None, "unreadable", fault)
@@ -117,8 +115,8 @@ def digest_of(pixels: bytes, size: tuple[int, int]) -> bytes:
 
 
 def in_parallel(
-    inspect: Callable[[tuple[Path, tuple[int, int] | None]], Picture],
-    jobs: Iterator[tuple[Path, tuple[int, int] | None]],
+    inspect: Callable[[tuple[ImageFile, tuple[int, int] | None]], Picture],
+    jobs: Iterator[tuple[ImageFile, tuple[int, int] | None]],
     workers: int,
 ) -> Iterator[Picture]:
     """Yield the results in the order of the jobs; only a few of them wait at a time."""
@@ -173,7 +171,7 @@ def _note(checked: CheckedSet, index: int, picture: Picture) -> None:
             check_box(bbox, picture.size, checked, image_id=image.image_id, annotation_id=annotation_id, place=place)
 
 
-def _note_fault(checked: CheckedSet, path: Path, picture: Picture, where: dict[str, Any]) -> None:
+def _note_fault(checked: CheckedSet, path: ImageFile, picture: Picture, where: dict[str, Any]) -> None:
     named = str(UnreadableImageError(f"{path}: "))  # escaped as in the message
     value, _, advice = str(picture.fault).removeprefix(named).rpartition("; ")
     # Training skips what it cannot open, but does not start while files are missing.

@@ -4,7 +4,7 @@ import os
 import random
 from collections.abc import Sequence
 
-from .images import UnreadableImageError
+from .images import ImageFile, PackedImage, UnreadableImageError, is_missing
 from .sources import Source
 
 MAX_NAMES = 10  # in one message
@@ -82,8 +82,7 @@ def _require_same_categories(labeled: Source, val: Source) -> None:
 
 
 def _require_files(role: str, source: Source, indices: Sequence[int]) -> None:
-    # Unlike Path.exists, this is False for names that are too long and for folders that are closed.
-    missing = [path for path in map(source.path, indices) if not os.path.exists(path)]
+    missing = [path for path in map(source.path, indices) if is_missing(path)]
     if missing:
         raise FileNotFoundError(
             f"{missing[0]}: this and {len(missing) - 1} more of {len(indices)} image files looked for in the {role} "
@@ -114,17 +113,25 @@ def _classes_without_boxes(labeled: Source) -> list[str]:
 
 
 def _shared_files(role: str, source: Source, val: Source) -> list[str]:
-    # Unlike Path.resolve, realpath takes a link that points at itself for what it is: unreadable, as is found later.
-    theirs = {os.path.realpath(path): path.name for path in map(val.path, range(len(val)))}
+    theirs = {_real_place(path): _own_name(path) for path in map(val.path, range(len(val)))}
     # Following links asks the disk about every part of a path, too slow for half a million; equal names are few.
     names = {name for path, given in theirs.items() for name in (os.path.basename(path), given)}
-    ours = {os.path.realpath(path) for path in map(source.path, range(len(source))) if path.name in names}
+    ours = {_real_place(path) for path in map(source.path, range(len(source))) if _own_name(path) in names}
     shared = [path for path in theirs if path in ours]
     if not shared:
         return []
     return [
         f"{val.name}: {len(shared)} validation images are also {role}, the metric will be too good: {_listed(shared)}"
     ]
+
+
+def _real_place(path: ImageFile) -> str:
+    # Unlike Path.resolve, realpath takes a link that points at itself for what it is: unreadable, as is found later.
+    return path.place if isinstance(path, PackedImage) else os.path.realpath(path)
+
+
+def _own_name(path: ImageFile) -> str:
+    return path.place if isinstance(path, PackedImage) else path.name
 
 
 def _listed(names: list[str]) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, get_args
 
+from .category_ids import read_category_ids
 from .coco import CocoSource
 from .coco_json import CocoAnnotation, CocoDocument, CocoImage, visible_box
 from .folder import FolderSource
@@ -42,7 +43,8 @@ class VocSource(CocoSource):
     The id of an image is the path of its XML file without suffix, such as "000005"; its picture has the same name.
     If only VOC's names occur, the categories are all twenty in VOC's order with the ids 0 to 19; otherwise those that
     occur, sorted by name, with the ids from 1. In a VOC folder the XML files outside the image set count too, so that
-    all sets agree. Two folders need not agree: give one of them the `categories` of the other.
+    all sets agree, and a `category_ids.json` gives others. Two folders need not agree: give one of them the
+    `categories` of the other.
 
     Convention: VOC counts pixels from 1 and includes the last one, so xmin 1 and xmax 3 are the three pixels between
     the edges 0 and 3. Labeling tools (labelImg, for one) write edges counted from 0 into the same fields.
@@ -78,7 +80,9 @@ class VocSource(CocoSource):
         self.json_path = layout.path  # with which the messages of CocoSource begin
         self.name = layout.name
         self.image_folder = layout.images
-        given = None if categories is None else _with_ids(categories)
+        given = None if categories is None else with_ids(categories)
+        if given is None and layout.path != layout.annotations:
+            given = read_category_ids(layout.annotations.parent)
         document = _read_voc(layout, corners or layout.corners, labeled, given)
         self._adopt(document, labeled)
 
@@ -263,7 +267,8 @@ def _read_voc(layout: _Layout, corners: Corners, labeled: bool, categories: dict
     return document
 
 
-def _with_ids(categories: Categories) -> dict[int, str]:
+def with_ids(categories: Categories) -> dict[int, str]:
+    """Return category id -> name; names alone get the ids from 1."""
     names = list(categories.values() if isinstance(categories, Mapping) else categories)
     if isinstance(categories, str) or not names or len(set(names)) < len(names):
         raise ValueError(f"categories={categories!r}: must be one or more names, each once, or such a mapping of ids")
