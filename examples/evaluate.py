@@ -59,12 +59,7 @@ def run(args: argparse.Namespace) -> None:
     metrics, _ = evaluate(model, processor, source, batch_size=args.batch_size, accelerator=accelerator)
     if not accelerator.is_main_process:
         return
-    numbers = metrics.to_dict()
-    per_class = numbers.pop("per_class")
-    for title, values in (("all classes", numbers), ("AP per class", per_class)):
-        print(f"\n{title}")
-        for name, value in values.items():
-            print(f"  {name:24} {'no objects' if value is None else f'{value:.4f}'}")
+    print(f"\n{metrics.to_text()}")
     if args.output:
         with open_whole(args.output) as file:
             file.write(json.dumps(metrics.to_dict(), indent=2) + "\n")

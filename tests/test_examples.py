@@ -174,7 +174,7 @@ def test_evaluate_prints_the_twelve_numbers_and_every_class(
 ) -> None:
     flags = ["--model", str(run / "best"), "--data", str(digits.val_json), "--cpu"]
     assert load_example("evaluate").main([*flags, "--output", str(tmp_path / "metrics.json")]) == 0
-    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  "))
+    shown = capsys.readouterr().out
     accelerator = Accelerator(cpu=True)
     metrics, _ = evaluate(
         AutoModelForObjectDetection.from_pretrained(run / "best"),
@@ -185,12 +185,8 @@ def test_evaluate_prints_the_twelve_numbers_and_every_class(
     )
     expected = metrics.to_dict()
     assert json.loads((tmp_path / "metrics.json").read_text()) == expected
-    per_class = expected.pop("per_class")
-    assert len(expected) == 12
-    assert len(per_class) == 10
-    assert rows == {
-        name: "no objects" if value is None else f"{value:.4f}" for name, value in (expected | per_class).items()
-    }
+    assert len(expected["per_class"]) == 10
+    assert metrics.to_text() in shown
 
 
 def write_voc(folder: Path, digits: DigitsPaths) -> Path:
