@@ -6,25 +6,56 @@ ValueError or OSError with one line that says what is wrong and the way out. Lib
 are imported inside the function, since `semidetr --help` and the completion of the Tab key must not wait for torch.
 """
 
+import logging
 from collections.abc import Sequence
+from typing import Annotated, NamedTuple
 
 import typer
 
+from semidetr_hf import __version__
+from semidetr_hf.cli.train import TAKES_ANY_FLAG, train
 from semidetr_hf.cli.validate import validate
 
 USAGE_ERROR = 2
 
+EXIT_CODES = (
+    "Exit codes: 0 for success, 1 if a check failed or a run broke off, 2 for wrong arguments, settings or files, "
+    "130 after Ctrl+C, 143 after SIGTERM. What is wrong is one line."
+)
+
 app = typer.Typer(name="semidetr", pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(validate)
+app.command(**TAKES_ANY_FLAG)(train)
 
 
-@app.callback()
-def semidetr() -> None:
-    """Semi-supervised object detection with detection transformers.
+class Output(NamedTuple):
+    """What a command finds in `context.obj`."""
 
-    Exit codes: 0 for success, 1 if a check failed, 2 for wrong arguments or files, 130 after Ctrl+C. What is wrong is
-    one line.
-    """
+    quiet: bool
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"semidetr {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=EXIT_CODES)
+def semidetr(
+    context: typer.Context,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell more of what is done.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Semi-supervised object detection with detection transformers."""
+    if quiet and verbose:
+        raise ValueError("--quiet contradicts --verbose; leave one of them out")
+    if context.invoked_subcommand != "train":  # which has a log of its own
+        level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+        logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    context.obj = Output(quiet=quiet)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,5 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = error.format_message()
     except (ValueError, OSError) as error:
         message = str(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("semidetr_hf"):
+            raise
+        message = f"{error}; install what the command needs: pip install 'semidetr-hf[train]'"
     typer.echo(f"semidetr: error: {' '.join(message.split())}", err=True)
     return USAGE_ERROR

@@ -12,6 +12,7 @@ import timm
 import torch
 from transformers import HfArgumentParser
 
+from semidetr_hf.data.augment import AugmentConfig
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.sources import Source, open_source
 from semidetr_hf.data.splits import labeled_subset
@@ -44,7 +45,9 @@ class Sources(NamedTuple):
     val: CocoSource | None
 
 
-def parse_config(arguments: Sequence[str] | None = None, *, description: str | None = None) -> TrainingConfig:
+def parse_config(
+    arguments: Sequence[str] | None = None, *, description: str | None = None, program: str | None = None
+) -> TrainingConfig:
     """Read a configuration from command-line flags, one per field, on top of an optional `--config FILE.yaml`.
 
     Below both, `--method` chooses what is left open: the paper's reading of the method, which is the default of every
@@ -53,6 +56,7 @@ def parse_config(arguments: Sequence[str] | None = None, *, description: str | N
     Args:
         arguments: the flags; None for those of the process.
         description: for `--help`.
+        program: its name there; None for that of the process.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -60,27 +64,7 @@ def parse_config(arguments: Sequence[str] | None = None, *, description: str | N
         SystemExit: after `--help`, or with status 2 if a flag is unknown or not of the right kind.
     """
     sections = get_type_hints(TrainingConfig)
-    parser = HfArgumentParser(
-        list(sections.values()),
-        description=description,
-        usage="%(prog)s [--config RUN.yaml] [--method NAME] [--FIELD VALUE ...]",
-        # Otherwise the mistyped --learning_rat would be taken for --learning_rate.
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", help="YAML file such as the config.yaml of a run; flags take precedence")
-    parser.add_argument(
-        "--method",
-        choices=get_args(presets.Method),
-        help="defaults of the fields in which the paper and its released code differ (default: paper); file and flags "
-        "take precedence",
-    )
-    # What the parser requires may stand in the file; `from_dict` asks for it once the two are put together.
-    for action in parser._actions:
-        action.required = False
-        if action.nargs == "+":
-            action.nargs = "*"  # an empty list is a value, too
-        elif action.type in (int, float) and _may_be_none(sections, action.dest):
-            action.type = _or_none(action.type)
+    parser = _flag_parser(sections, description, program)
     names = [field.name for section in sections.values() for field in fields(section)]
     given = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names, _NOT_GIVEN))))
     values = {} if given["config"] is None else read_yaml(given["config"])
@@ -94,6 +78,44 @@ def parse_config(arguments: Sequence[str] | None = None, *, description: str | N
             flags.setdefault("one_to_many_steps", None)
         values[name] = {**defaults.get(name, {}), **(values.get(name) or {}), **flags}
     return TrainingConfig.from_dict(values)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keep the lines of the description, and say defaults."""
+
+
+def _flag_parser(sections: dict[str, Any], description: str | None, program: str | None) -> HfArgumentParser:
+    for name, section in sections.items():
+        # HfArgumentParser looks for the title of the flags there.
+        section._argument_group_name = f"{name}: {section.__doc__.splitlines()[0].rstrip('.')}"
+    parser = HfArgumentParser(
+        list(sections.values()),
+        prog=program,
+        description=description,
+        usage="%(prog)s [--config RUN.yaml] [--method NAME] [--FIELD VALUE ...]",
+        formatter_class=_HelpFormatter,
+        # Otherwise the mistyped --learning_rat would be taken for --learning_rate.
+        allow_abbrev=False,
+    )
+    for action in parser._actions:
+        # What the parser requires may stand in the file; `from_dict` asks for it once the two are put together.
+        action.required = False
+        if action.nargs == "+":
+            action.nargs = "*"  # an empty list is a value, too
+        elif action.type in (int, float) and _may_be_none(sections, action.dest):
+            action.type = _or_none(action.type)
+        if action.dest != "help":
+            action.metavar = action.metavar or (None if action.choices else "VALUE")
+        if action.default is None:
+            action.default = argparse.SUPPRESS  # "none" would say less than the help, which tells what happens then
+    parser.add_argument("--config", help="YAML file such as the config.yaml of a run; flags take precedence")
+    parser.add_argument(
+        "--method",
+        choices=get_args(presets.Method),
+        help="defaults of the fields in which the paper and its released code differ (default: paper); file and flags "
+        "take precedence",
+    )
+    return parser
 
 
 def _may_be_none(sections: dict[str, Any], field: str) -> bool:
@@ -344,6 +366,14 @@ def _build_assigner(matching: MatchingConfig) -> Assigner:
             return ATSSAssigner(alpha=alpha, beta=beta)
         case "sim_ota":
             return SimOTAAssigner(alpha=alpha, beta=beta)
+
+
+def build_augment(config: TrainingConfig) -> AugmentConfig:
+    """Return how the views of a run are made."""
+    data = config.data
+    return AugmentConfig(
+        short_edges=tuple(data.short_edges), long_edge=data.long_edge, flip_probability=data.flip_probability
+    )
 
 
 def build_image_processor(config: TrainingConfig) -> SemiDetrImageProcessor:

@@ -20,6 +20,7 @@ from interruptions import RESUME, arguments, assert_same_run, files_of, newest_s
 
 from semidetr_hf.training import checkpoints as checkpoints_module
 from semidetr_hf.training.checkpoints import RunCheckpoints, read_checkpoint
+from semidetr_hf.training.setup import build_image_processor, build_model, open_sources, parse_config
 from semidetr_hf.training.trainer import SemiDetrTrainer
 
 
@@ -251,12 +252,11 @@ class KilledAt:
 @pytest.mark.slow
 def test_a_checkpoint_may_be_interrupted_between_any_two_operations(config, undisturbed, tmp_path) -> None:
     folder = tmp_path / "out" / "checkpoints"
-    program = load_example("train_ssod")
-    values = program.parse_config(arguments(config, folder.parent, *RESUME, "--keep_checkpoints", "1"))
-    sources = program.open_sources(values)
+    values = parse_config(arguments(config, folder.parent, *RESUME, "--keep_checkpoints", "1"))
+    sources = open_sources(values)
 
     def build() -> SemiDetrTrainer:
-        model, processor = program.build_model(values, sources.labeled), program.build_image_processor(values)
+        model, processor = build_model(values, sources.labeled), build_image_processor(values)
         return SemiDetrTrainer(values, model, processor, **sources._asdict())
 
     # The next checkpoint is that of step 16; those of 12 and 15 have to make room, and that of step 6 is the best.
