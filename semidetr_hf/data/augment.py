@@ -53,6 +53,7 @@ class AugmentConfig:
     color: bool = True  # one of COLOR_OPS on labeled and strong views; released code
     max_color_magnitude: int = 9  # whole number drawn from 1..this, 9 at most; released code
     geometry: bool = True  # one of GEOMETRY_OPS on strong views; released code
+    labeled_geometry: bool = False  # also on labeled views, for few labels; released code: not
     max_translation: float = 0.1  # of width or height, either sign; released code
     max_rotation: float = 30.0  # degrees, either sign; released code
     max_shear: float = 30.0  # degrees, either sign; released code (its factor is the tanh of the angle)
@@ -88,7 +89,9 @@ class AugmentedImage:
 
 
 def labeled_view(image: Image.Image, config: AugmentConfig, rng: random.Random) -> AugmentedImage:
-    """Resize, mirror with `flip_probability`, and apply one color operation."""
+    """Resize, mirror with `flip_probability`, and apply one color operation; a geometric one too if asked for."""
+    if config.labeled_geometry:
+        return _distorted_view(image, config, rng)
     view = weak_view(image, config, rng)
     if not config.color:
         return view
@@ -108,6 +111,11 @@ def weak_view(image: Image.Image, config: AugmentConfig, rng: random.Random) -> 
 
 def strong_view(image: Image.Image, config: AugmentConfig, rng: random.Random) -> AugmentedImage:
     """Resize, mirror, apply one color and one geometric operation in random order, and erase patches."""
+    view = _distorted_view(image, config, rng)
+    return AugmentedImage(image=erase(view.image, config, rng), homography=view.homography)
+
+
+def _distorted_view(image: Image.Image, config: AugmentConfig, rng: random.Random) -> AugmentedImage:
     resized = resize(image, rng.choice(config.short_edges), config.long_edge)
     view, size = resized.image, resized.image.size
     moves = []
@@ -123,7 +131,6 @@ def strong_view(image: Image.Image, config: AugmentConfig, rng: random.Random) -
         view = warp(view, geometry.compose(*moves), config.fill)
     if config.color and not color_first:
         view = _random_color(view, config, rng)
-    view = erase(view, config, rng)
     return AugmentedImage(image=view, homography=geometry.compose(resized.homography, *moves))
 
 

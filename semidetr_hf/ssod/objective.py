@@ -22,6 +22,7 @@ from semidetr_hf.model import SemiDetrForObjectDetection
 from semidetr_hf.model.criterion import DetectorPredictions, average_num_boxes
 from semidetr_hf.model.decoder_queries import DecoderQueries
 from semidetr_hf.model.outputs import EncodedImages
+from semidetr_hf.ssod.class_thresholds import ClassThresholds
 from semidetr_hf.ssod.label_mining import (
     fit_cost_threshold,
     gather_costs,
@@ -30,6 +31,7 @@ from semidetr_hf.ssod.label_mining import (
     matched_costs,
     mine_pseudo_labels,
 )
+from semidetr_hf.ssod.mixing import mix_pseudo_labeled
 from semidetr_hf.ssod.one_to_many import OneToManyCriterion
 from semidetr_hf.ssod.pseudo_labels import (
     CandidatePair,
@@ -58,6 +60,7 @@ class StepLosses:
     Attributes:
         supervised: unweighted losses on labeled images, names beginning with "sup_".
         pseudo: unweighted losses on unlabeled images, names beginning with "pseudo_"; empty without unlabeled images.
+        mixed: the same of images mixed of unlabeled ones, names beginning with "mixed_"; empty without mixing.
         consistency: unweighted losses, "consistency" of the last decoder layer and "consistency_{i}"; empty in steps
             without it.
         candidates: what stood out among the teacher's detections.
@@ -69,6 +72,7 @@ class StepLosses:
 
     supervised: dict[str, Tensor] = field(default_factory=dict)
     pseudo: dict[str, Tensor] = field(default_factory=dict)
+    mixed: dict[str, Tensor] = field(default_factory=dict)
     consistency: dict[str, Tensor] = field(default_factory=dict)
     candidates: list[PseudoLabels] = field(default_factory=list)
     confident: list[PseudoLabels] = field(default_factory=list)
@@ -103,6 +107,7 @@ class SemiDetrObjective(nn.Module):
         student: the network that is trained.
         pseudo_labels: which detections of the teacher become targets.
         one_to_many: criterion of the first stage; that of the second is the student's own.
+        class_thresholds: thresholds of confident labels; None for the fixed one of `pseudo_labels`.
         projector: makes consistency queries of features; None if no step has a consistency loss.
         consistency: how consistency queries are made.
     """
@@ -113,11 +118,13 @@ class SemiDetrObjective(nn.Module):
         pseudo_labels: PseudoLabelRules,
         *,
         one_to_many: OneToManyCriterion,
+        class_thresholds: ClassThresholds | None = None,
         projector: QueryProjector | None = None,
         consistency: ConsistencyRules | None = None,
     ):
         super().__init__()
         self.student = student
+        self.class_thresholds = class_thresholds
         self.projector = projector
         self.one_to_many = one_to_many
         self.pseudo_labels = pseudo_labels
@@ -145,9 +152,9 @@ class SemiDetrObjective(nn.Module):
         """Return the losses on unlabeled images; arguments as in `forward`."""
         weak, strong = unlabeled.weak, unlabeled.strong
         teacher_features = teacher.encode(weak)
-        candidates = self.find_candidates(teacher, teacher_features, unlabeled)
+        candidates, thresholds = self.find_candidates(teacher, teacher_features, unlabeled)
         student_features = self.student.encode(strong.pixel_values, strong.pixel_mask)
-        is_confident = find_confident(candidates, self.pseudo_labels.score_threshold)
+        is_confident = find_confident(candidates, thresholds)
         confident = [pair.strong[keep] for pair, keep in zip(candidates, is_confident, strict=True)]
         mined: list[CandidatePair] = []
         mining, queries = None, None
@@ -166,6 +173,7 @@ class SemiDetrObjective(nn.Module):
         pseudo = self.compare(predictions, targets, stage)
         losses = StepLosses(
             pseudo=_named("pseudo", pseudo),
+            mixed=_named("mixed", self.mixed_losses(confident, strong, stage, weights)),
             candidates=[pair.strong for pair in candidates],
             confident=confident,
         )
@@ -216,8 +224,11 @@ class SemiDetrObjective(nn.Module):
 
     def find_candidates(
         self, teacher: EMATeacher, teacher_features: EncodedImages, unlabeled: UnlabeledBatch
-    ) -> list[CandidatePair]:
-        """Return what stands out among the teacher's detections, per image and in both views."""
+    ) -> tuple[list[CandidatePair], Tensor]:
+        """Return what stands out among the teacher's detections, per image and in both views.
+
+        Beside it the (C,) scores from which on a candidate of each class is confident.
+        """
         rules = self.pseudo_labels
         detections = teacher.detect(
             teacher_features,
@@ -226,12 +237,28 @@ class SemiDetrObjective(nn.Module):
             min_score=rules.min_score,
             max_detections=rules.max_detections,
         )
-        always_keep = rules.score_threshold if rules.confident_source == "detections" else None
+        if self.class_thresholds is None:
+            thresholds = torch.full((self.student.config.num_labels,), rules.score_threshold)
+        else:
+            thresholds = self.class_thresholds(detections)
+        always_keep = thresholds if rules.confident_source == "detections" else None
         candidates = [
             select_candidates(found, mean_std_filter=rules.mean_std_filter, always_keep=always_keep)
             for found in detections
         ]
-        return project_to_view(candidates, unlabeled.weak, unlabeled.strong, min_box_size=rules.min_box_size)
+        pairs = project_to_view(candidates, unlabeled.weak, unlabeled.strong, min_box_size=rules.min_box_size)
+        return pairs, thresholds
+
+    def mixed_losses(
+        self, confident: list[PseudoLabels], strong: View, stage: Stage, weights: LossWeights
+    ) -> dict[str, Tensor]:
+        """Return the losses on images mixed of the strong views; empty if there are none."""
+        mixed = mix_pseudo_labeled(strong, confident, self.pseudo_labels.mixing)
+        if mixed is None:
+            return {}
+        encoded = self.student.encode(mixed.pixel_values, mixed.pixel_mask)
+        predictions, _ = self.decode(encoded, mixed.targets, denoise=weights.denoises_pseudo_labels)
+        return self.compare(predictions, mixed.targets, stage)
 
     @torch.no_grad()
     def mine(

@@ -56,7 +56,7 @@ def suppress_duplicates(
 
 
 def select_candidates(
-    detections: PseudoLabels, *, mean_std_filter: bool, always_keep: float | None = None
+    detections: PseudoLabels, *, mean_std_filter: bool, always_keep: Tensor | None = None
 ) -> PseudoLabels:
     """Keep the detections of one image that stand out from the rest, and drop empty boxes.
 
@@ -64,8 +64,8 @@ def select_candidates(
         detections: of the teacher on the weak view.
         mean_std_filter: keep scores of at least mean + standard deviation (unbiased) of the image; with one detection
             the deviation counts as 0.
-        always_keep: keep scores of at least this in any case. Without it an image with two detections of different
-            scores loses both, however sure they are (released code); None for none.
+        always_keep: (C,) keep scores of at least this, that of their class, in any case. Without it an image with two
+            detections of different scores loses both, however sure they are (released code); None for none.
     """
     keep = torch.ones_like(detections.scores, dtype=torch.bool)
     if mean_std_filter and len(detections):
@@ -73,7 +73,7 @@ def select_candidates(
         deviation = scores.std() if len(scores) > 1 else scores.new_zeros(())
         keep = scores >= scores.mean() + deviation
         if always_keep is not None:
-            keep |= scores >= always_keep
+            keep |= scores >= always_keep[detections.class_labels]
     return detections[keep & has_visible_area(detections.boxes_xyxy)]
 
 
@@ -119,9 +119,14 @@ def project_to_view(
     return projected
 
 
-def find_confident(candidates: list[CandidatePair], score_threshold: float) -> list[Tensor]:
-    """Return, per image, a (G,) bool mask of the scores of at least the threshold: few, but mostly right."""
-    return [pair.strong.scores >= score_threshold for pair in candidates]
+def find_confident(candidates: list[CandidatePair], thresholds: Tensor) -> list[Tensor]:
+    """Return, per image, a (G,) bool mask of the scores of at least the threshold: few, but mostly right.
+
+    Args:
+        candidates: per image.
+        thresholds: (C,) float, of each class.
+    """
+    return [pair.strong.scores >= thresholds[pair.strong.class_labels] for pair in candidates]
 
 
 def to_targets(pseudo_labels: list[PseudoLabels], view: View) -> list[Target]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from semidetr_hf.ssod.label_mining import ThresholdRule
+from semidetr_hf.ssod.mixing import Mixing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class PseudoLabelRules:
         min_score: smallest score before duplicates are removed.
         max_detections: most detections of one image.
         min_box_size: smallest width and height of a pseudo-label in the strong view, in pixels; None keeps all.
+        mixing: how images are mixed of unlabeled ones, see `mix_pseudo_labeled`.
     """
 
     score_threshold: float = 0.4
@@ -31,6 +33,7 @@ class PseudoLabelRules:
     min_score: float = 0.01
     max_detections: int = 300
     min_box_size: float | None = 1.0
+    mixing: Mixing = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

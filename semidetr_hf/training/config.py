@@ -48,6 +48,9 @@ class DataConfig:
     )
     long_edge: int = option(1333, help="largest length of the long edge, in pixels")
     flip_probability: float = option(0.5, help="probability of a horizontal flip")
+    labeled_geometry: bool = option(
+        False, help="turn, shear or shift labeled images as well as unlabeled ones, for few labels"
+    )  # released code: false
     # Released code: always, in two groups, wider than high and not.
     group_by_aspect_ratio: bool = option(False, help="put images of similar shape into a batch, which pads them less")
     label_fraction: float | None = option(
@@ -227,6 +230,16 @@ class PseudoLabelConfig:
     """
 
     score_threshold: float = option(0.4, help="smallest score of a pseudo-label")  # paper, tau_s; 120k config
+    # LabelMatch (arXiv 2206.06608); neither paper nor released code.
+    class_thresholds: Literal["fixed", "adaptive"] = option(
+        "fixed", help="`adaptive` gives every class the threshold at which it is as frequent as in the labeled images"
+    )
+    class_share: float = option(1.0, help="of that frequency, for adaptive thresholds")
+    lowest_threshold: float = option(0.05, help="no adaptive threshold is below this")
+    # MixPL (arXiv 2312.07006); neither paper nor released code.
+    mixing: Literal["none", "mixup", "mosaic", "both"] = option(
+        "none", help="also train on unlabeled images laid over one another in pairs, or four in one"
+    )
     # Released code: "candidates", which loses both of two detections of an image, however sure they are.
     confident_source: Literal["detections", "candidates"] = option(
         "detections", help="take pseudo-labels of all detections, or of those that passed the mean + deviation filter"
@@ -249,6 +262,8 @@ class PseudoLabelConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self, "score_threshold", 0 <= self.score_threshold <= 1, "from 0 to 1")
+        require(self, "class_share", 0 < self.class_share < math.inf, "above 0")
+        require(self, "lowest_threshold", 0 <= self.lowest_threshold <= 0.9, "from 0 to 0.9")
         require(self, "nms_iou", 0 <= self.nms_iou <= 1, "from 0 to 1")
         require(self, "min_score", 0 <= self.min_score <= 1, "from 0 to 1")
         require(self, "max_detections", self.max_detections >= 1, "at least 1")

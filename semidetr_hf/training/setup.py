@@ -18,6 +18,7 @@ from semidetr_hf.data.sources import Source, open_source
 from semidetr_hf.data.splits import labeled_subset
 from semidetr_hf.data.voc import Categories, Corners
 from semidetr_hf.model import SemiDetrConfig, SemiDetrForObjectDetection, SemiDetrImageProcessor
+from semidetr_hf.ssod.class_thresholds import ClassThresholds
 from semidetr_hf.ssod.objective import SemiDetrObjective
 from semidetr_hf.ssod.one_to_many import Assigner, OneToManyAssigner, OneToManyCriterion
 from semidetr_hf.ssod.one_to_many_variants import ATSSAssigner, MaxIoUAssigner, SimOTAAssigner
@@ -308,7 +309,11 @@ def build_schedule(config: TrainingConfig) -> StageSchedule:
 
 
 def build_objective(
-    config: TrainingConfig, student: SemiDetrForObjectDetection, *, has_unlabeled: bool
+    config: TrainingConfig,
+    student: SemiDetrForObjectDetection,
+    *,
+    has_unlabeled: bool,
+    boxes_per_image: Sequence[float],
 ) -> SemiDetrObjective:
     """Return the losses of a run; without a consistency loss there is no projector.
 
@@ -318,6 +323,7 @@ def build_objective(
         config: the run.
         student: the network that is trained.
         has_unlabeled: whether there will be unlabeled images, on which alone there is a consistency loss.
+        boxes_per_image: (C,) expected of each class, for thresholds that follow it; see `smoothed_rates`.
     """
     torch.manual_seed(config.run.seed)
     if config.run.gradient_checkpointing:
@@ -328,6 +334,10 @@ def build_objective(
     projector = None
     if rules.consistency_weight > 0 and has_unlabeled:
         projector = QueryProjector(student.config.d_model, rules.projector_width).to(student.device)
+    thresholds = None
+    if config.pseudo_labels.class_thresholds == "adaptive" and has_unlabeled:
+        share, lowest = config.pseudo_labels.class_share, config.pseudo_labels.lowest_threshold
+        thresholds = ClassThresholds([share * rate for rate in boxes_per_image], lowest=lowest).to(student.device)
     return SemiDetrObjective(
         student,
         PseudoLabelRules(
@@ -338,10 +348,12 @@ def build_objective(
             min_score=config.pseudo_labels.min_score,
             max_detections=config.pseudo_labels.max_detections,
             min_box_size=config.pseudo_labels.min_box_size,
+            mixing=config.pseudo_labels.mixing,
         ),
         one_to_many=OneToManyCriterion(
             _build_assigner(config.matching), student.criterion, gamma=config.matching.task_aligned_gamma
         ),
+        class_thresholds=thresholds,
         projector=projector,
         consistency=ConsistencyRules(
             candidate_filter=rules.candidate_filter,

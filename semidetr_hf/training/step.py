@@ -113,7 +113,7 @@ class TrainingStep:
         with self.accelerator.autocast():
             losses = self.objective(batch, self.teacher, stage, weights)
         loss = self._weigh(losses, weights)
-        named = losses.supervised | losses.pseudo | losses.consistency
+        named = losses.supervised | losses.pseudo | losses.mixed | losses.consistency
         what = None if torch.isfinite(loss) else f"losses {_name_bad(named)}"
         if on_any_process(self.accelerator, what is not None):
             return self._tell_all(what, _image_ids(batch))
@@ -147,10 +147,10 @@ class TrainingStep:
         return "; ".join(found for found in gather_from_all(self.accelerator, own) if found is not None)
 
     def _weigh(self, losses: StepLosses, weights: LossWeights) -> Tensor:
-        """Return the total loss: L_sup + w_u * L_pseudo + w_c * sum of the consistency of all layers."""
+        """Return the total loss: L_sup + w_u * (L_pseudo + L_mixed) + w_c * sum of the consistency of all layers."""
         total = self.student.weigh(losses.supervised)
         if losses.pseudo:
-            total = total + weights.pseudo * self.student.weigh(losses.pseudo)
+            total = total + weights.pseudo * self.student.weigh(losses.pseudo | losses.mixed)
         if losses.consistency:
             total = total + weights.consistency * torch.stack(list(losses.consistency.values())).sum()
         return total

@@ -20,6 +20,7 @@ from semidetr_hf.data.loading import LabeledDataset, UnlabeledDataset
 from semidetr_hf.data.sources import Source
 from semidetr_hf.data.validation import check_sources
 from semidetr_hf.model import SemiDetrForObjectDetection, SemiDetrImageProcessor
+from semidetr_hf.ssod.class_thresholds import smoothed_rates
 from semidetr_hf.ssod.teacher import EMATeacher
 from semidetr_hf.structures import SemiBatch, Stage
 from semidetr_hf.training.accelerator import build_accelerator
@@ -123,7 +124,8 @@ class SemiDetrTrainer:
         self.schedule = build_schedule(config)
         self.student = model.to(self.accelerator.device)
         self.teacher = EMATeacher(self.student, teacher_dtype(config.run, self.accelerator.device))
-        objective = build_objective(config, self.student, has_unlabeled=unlabeled is not None)
+        rates = smoothed_rates(labeled.class_counts, len(labeled))
+        objective = build_objective(config, self.student, has_unlabeled=unlabeled is not None, boxes_per_image=rates)
         optimizer = build_optimizer(objective, config.optimizer)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.scheduler = build_scheduler(optimizer, config.optimizer, config.schedule.num_steps)
@@ -132,6 +134,7 @@ class SemiDetrTrainer:
             short_edges=tuple(config.data.short_edges),
             long_edge=config.data.long_edge,
             flip_probability=config.data.flip_probability,
+            labeled_geometry=config.data.labeled_geometry,
         )
         views = (self.augment, self.image_processor.image_mean, self.image_processor.image_std)
         self.batches = TrainingBatches(

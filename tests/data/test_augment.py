@@ -308,3 +308,15 @@ def test_bad_configurations_show_the_value(values: dict, complaint: str) -> None
 
 def test_defaults_are_the_eleven_sizes_of_the_released_code() -> None:
     assert AugmentConfig().short_edges == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+
+
+def test_labeled_views_are_moved_only_when_asked_to() -> None:
+    config = AugmentConfig(short_edges=(100,), long_edge=200, flip_probability=0.0, color=False, erase_patches=(0, 0))
+    moved = AugmentConfig(**{**vars(config), "labeled_geometry": True})
+    plain = resize(noise(), 100, 200).homography
+    for seed in range(5):
+        assert torch.equal(labeled_view(noise(), config, random.Random(seed)).homography, plain)
+        # Without patches, the strong view of the same draw.
+        ours, strong = (make(noise(), moved, random.Random(seed)) for make in (labeled_view, strong_view))
+        assert torch.equal(ours.homography, strong.homography) and ours.image.tobytes() == strong.image.tobytes()
+        assert not torch.equal(ours.homography, plain)

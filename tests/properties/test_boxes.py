@@ -42,6 +42,7 @@ from semidetr_hf.structures import PseudoLabels, View
 
 SIDES = st.integers(1, 10_000)
 SIZES = st.tuples(SIDES, SIDES)
+NUM_LABELS = 4
 SHARES = st.floats(0, 1)
 SEEDS = st.integers(0, 2**32 - 1)
 FACTORS = st.floats(0.05, 20) | st.floats(-20, -0.05)
@@ -79,7 +80,7 @@ def detections(draw: st.DrawFn, max_size: int = 8) -> PseudoLabels:
     """Detections in an image of 100 x 100 pixels; scores are all different, so that no order is up to chance."""
     boxes = draw(box_lists(limit=100, max_size=max_size)).float().clamp(min=0)
     scores = draw(st.lists(st.integers(0, 10_000), min_size=len(boxes), max_size=len(boxes), unique=True))
-    labels = draw(st.lists(st.integers(0, 3), min_size=len(boxes), max_size=len(boxes)))
+    labels = draw(st.lists(st.integers(0, NUM_LABELS - 1), min_size=len(boxes), max_size=len(boxes)))
     return PseudoLabels(
         boxes_xyxy=boxes,
         class_labels=torch.tensor(labels, dtype=torch.int64),
@@ -378,7 +379,7 @@ def test_whatever_the_network_says_candidates_are_boxes_in_the_image(rows: list[
     found = suppress_duplicates(
         values[:, :2], values[:, 2:], image_size=size, iou_threshold=0.6, min_score=0.01, max_detections=300
     )
-    candidates = select_candidates(found, mean_std_filter=True, always_keep=0.4)
+    candidates = select_candidates(found, mean_std_filter=True, always_keep=torch.full((2,), 0.4))
     assert is_within(candidates.boxes_xyxy, size) and candidates.scores.isfinite().all()
     assert geometry.has_visible_area(candidates.boxes_xyxy).all()
 
@@ -387,7 +388,8 @@ def test_whatever_the_network_says_candidates_are_boxes_in_the_image(rows: list[
 def test_candidates_are_the_best_scores_whatever_the_order(
     found: PseudoLabels, mean_std_filter: bool, always_keep: float | None, rng: random.Random
 ) -> None:
-    rules = {"mean_std_filter": mean_std_filter, "always_keep": always_keep}
+    bar = None if always_keep is None else torch.full((NUM_LABELS,), always_keep)
+    rules = {"mean_std_filter": mean_std_filter, "always_keep": bar}
     chosen = select_candidates(found, **rules)
     order = torch.tensor(rng.sample(range(len(found)), len(found)), dtype=torch.int64)
     assert set(rows_of(select_candidates(found[order], **rules))) == set(rows_of(chosen))
@@ -464,5 +466,5 @@ def test_targets_and_confident_rows_describe_the_pseudo_labels(
     pixels = cxcywh_to_xyxy(target["boxes"]) * torch.tensor([size[1], size[0]] * 2)
     torch.testing.assert_close(pixels, found.boxes_xyxy, rtol=1e-5, atol=1e-2)
     assert torch.equal(target["class_labels"], found.class_labels)
-    (confident,) = find_confident([CandidatePair(found, found)], threshold)
+    (confident,) = find_confident([CandidatePair(found, found)], torch.full((NUM_LABELS,), threshold))
     assert confident.tolist() == [score >= np.float32(threshold) for score in found.scores.tolist()]

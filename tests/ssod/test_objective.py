@@ -22,6 +22,7 @@ from torch.testing import assert_close
 
 from semidetr_hf.geometry import translation
 from semidetr_hf.model.criterion import average_num_boxes
+from semidetr_hf.ssod.class_thresholds import ClassThresholds
 from semidetr_hf.ssod.objective import SemiDetrObjective, StepLosses
 from semidetr_hf.ssod.one_to_many import OneToManyAssigner, OneToManyCriterion
 from semidetr_hf.ssod.pseudo_labels import to_targets
@@ -288,3 +289,33 @@ def test_the_teacher_is_asked_and_never_trained_or_switched() -> None:
     assert not any(module.training for module in teacher.modules())
     assert all(torch.equal(buffers[name], buffer) for name, buffer in teacher.named_buffers())
     assert teacher.num_updates == 0
+
+
+# ---- What is added for few labels
+
+
+@pytest.mark.parametrize(("mixing", "num_images"), [("mixup", 2), ("mosaic", 1), ("both", 3)])
+def test_mixed_images_are_a_third_pass_of_the_student(mixing: str, num_images: int) -> None:
+    objective, teacher = build(replace(EVERYTHING, mixing=mixing))
+    calls = count_calls(objective, teacher)
+    sizes = []
+    objective.student.model.backbone.register_forward_hook(lambda _, images, __: sizes.append(len(images[0])))
+    losses = objective(semi_batch(4), teacher, Stage.ONE_TO_ONE, WEIGHTS)
+    assert set(losses.mixed) == names("mixed", MATCHED + DENOISED)
+    assert calls["student backbone"] == 3 and calls["teacher backbone"] == 1 and calls["student decoder"] == 4
+    assert sizes == [4, 4, num_images]
+    plain, _ = build()
+    without = plain(semi_batch(4), teacher, Stage.ONE_TO_ONE, WEIGHTS)
+    assert without.mixed == {} and set(without.pseudo) == set(losses.pseudo)
+
+
+def test_adaptive_thresholds_decide_what_is_confident() -> None:
+    objective, teacher = build(replace(EVERYTHING, score_threshold=1.0))
+    give_detections(teacher, ([0.8, 0.6, 0.2], BOXES), ([0.7, 0.5, 0.3], BOXES))
+    assert sum(map(len, objective(semi_batch(), teacher, Stage.ONE_TO_ONE, WITHOUT_CONSISTENCY).confident)) == 0
+    # Two boxes of label 0 in an image, four in both: 0.8, 0.7, 0.6 and 0.5.
+    rates = [2.0] + [0.0] * (objective.student.config.num_labels - 1)
+    objective.class_thresholds = ClassThresholds(rates, lowest=0.0)
+    losses = objective(semi_batch(), teacher, Stage.ONE_TO_ONE, WITHOUT_CONSISTENCY)
+    scores = [labels.scores.tolist() for labels in losses.confident]
+    assert scores == [pytest.approx([0.8, 0.6]), pytest.approx([0.7, 0.5])]

@@ -106,7 +106,7 @@ def test_contents_are_exchanged_or_both_of_the_weak_view() -> None:
     give_detections(teacher, ([0.9], BOXES[:1]))
     teacher_features = teacher.encode(unlabeled.weak)
     student_features = objective.student.encode(unlabeled.strong.pixel_values, unlabeled.strong.pixel_mask)
-    candidates = objective.find_candidates(teacher, teacher_features, unlabeled)
+    candidates, _ = objective.find_candidates(teacher, teacher_features, unlabeled)
     assert_close(candidates[0].strong.boxes_xyxy, strong)
     from_weak = projector(roi_features(teacher_features.pyramid, [weak], (64, 96)))
     from_strong = projector(roi_features(student_features.pyramid, [strong], (64, 96)))

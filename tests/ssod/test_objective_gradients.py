@@ -84,7 +84,7 @@ def test_mining_under_autocast_leaves_every_weight_of_the_decoder_its_gradient()
     for mines in (False, True):
         torch.manual_seed(7)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            candidates = objective.find_candidates(teacher, teacher.encode(unlabeled.weak), unlabeled)
+            candidates, _ = objective.find_candidates(teacher, teacher.encode(unlabeled.weak), unlabeled)
             encoded = objective.student.encode(strong.pixel_values, strong.pixel_mask)
             if mines:
                 sure = [torch.ones(len(pair), dtype=torch.bool) for pair in candidates]

@@ -29,6 +29,11 @@ def labels_of(scores: list[float], boxes: list[list[float]] | None = None) -> Ps
     )
 
 
+def each(threshold: float) -> Tensor:
+    """The same threshold for each of four classes."""
+    return torch.full((4,), threshold)
+
+
 def view_of(homographies: list[Tensor], sizes: list[tuple[int, int]]) -> View:
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     return View(
@@ -104,10 +109,10 @@ def test_of_two_different_scores_none_is_above_mean_plus_deviation() -> None:
     # The unbiased deviation of a and b is |a - b| / sqrt(2), more than either's distance |a - b| / 2 to their mean.
     # The released code has the same rule.
     assert len(select_candidates(labels_of([0.95, 0.9]), mean_std_filter=True)) == 0
-    assert len(select_candidates(labels_of([0.95, 0.9]), mean_std_filter=True, always_keep=0.9)) == 2
-    assert select_candidates(labels_of([0.95, 0.9]), mean_std_filter=True, always_keep=0.93).class_labels.tolist() == [
-        0
-    ]
+    assert len(select_candidates(labels_of([0.95, 0.9]), mean_std_filter=True, always_keep=each(0.9))) == 2
+    assert select_candidates(
+        labels_of([0.95, 0.9]), mean_std_filter=True, always_keep=each(0.93)
+    ).class_labels.tolist() == [0]
 
 
 @pytest.mark.parametrize("scores", [[0.9, 0.3, 0.2, 0.2], [0.9, 0.8], [0.5] * 3, [0.1], []])
@@ -115,15 +120,15 @@ def test_of_two_different_scores_none_is_above_mean_plus_deviation() -> None:
 def test_sure_detections_only_add_to_those_that_pass_the_filter(scores: list[float], bar: float) -> None:
     found = labels_of(scores)
     passed = select_candidates(found, mean_std_filter=True).class_labels.tolist()
-    with_sure = select_candidates(found, mean_std_filter=True, always_keep=bar).class_labels.tolist()
+    with_sure = select_candidates(found, mean_std_filter=True, always_keep=each(bar)).class_labels.tolist()
     assert with_sure == sorted({*passed, *(i for i, score in enumerate(scores) if score >= bar)})
     # Without the filter everything passes anyway.
-    assert len(select_candidates(found, mean_std_filter=False, always_keep=bar)) == len(scores)
+    assert len(select_candidates(found, mean_std_filter=False, always_keep=each(bar))) == len(scores)
 
 
 def test_a_sure_detection_without_area_is_no_candidate() -> None:
     flat = labels_of([0.9, 0.8], [[5, 5, 5, 20], [5, 5, 9, 20]])
-    assert select_candidates(flat, mean_std_filter=True, always_keep=0.5).class_labels.tolist() == [1]
+    assert select_candidates(flat, mean_std_filter=True, always_keep=each(0.5)).class_labels.tolist() == [1]
 
 
 def test_candidates_as_recorded_from_the_released_code() -> None:
@@ -231,13 +236,23 @@ def test_equal_views_change_nothing_and_empty_stays_empty() -> None:
 
 def test_confidence_includes_the_threshold() -> None:
     pairs = [CandidatePair(labels, labels) for labels in (labels_of([0.5, 0.25, 0.2]), labels_of([]))]
-    masks = find_confident(pairs, 0.25)
+    masks = find_confident(pairs, each(0.25))
     assert [mask.tolist() for mask in masks] == [[True, True, False], []]
     assert all(mask.dtype == torch.bool for mask in masks)
-    assert find_confident([], 0.25) == []
+    assert find_confident([], each(0.25)) == []
     three = labels_of([0.1, 0.5, 0.9])
-    counts = [int(find_confident([CandidatePair(three, three)], t)[0].sum()) for t in (0.0, 0.2, 0.6, 1.0)]
+    counts = [int(find_confident([CandidatePair(three, three)], each(t))[0].sum()) for t in (0.0, 0.2, 0.6, 1.0)]
     assert counts == [3, 2, 1, 0]
+
+
+def test_every_class_has_its_own_threshold() -> None:
+    # Labels 0, 1, 2 with thresholds 0.3, 0.8 and 0.5.
+    found, thresholds = labels_of([0.4, 0.6, 0.5]), torch.tensor([0.3, 0.8, 0.5])
+    (mask,) = find_confident([CandidatePair(found, found)], thresholds)
+    assert mask.tolist() == [True, False, True]
+    # No score is 0.1 (the unbiased deviation) above the mean of 0.5 but that of label 1.
+    kept = select_candidates(found, mean_std_filter=True, always_keep=thresholds)
+    assert kept.class_labels.tolist() == [0, 1, 2]
 
 
 def test_targets_are_relative_to_the_unpadded_view() -> None:

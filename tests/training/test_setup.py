@@ -373,7 +373,7 @@ def test_there_is_a_projector_where_there_is_a_consistency_loss(
     labels: Path, has_unlabeled: bool, weight: float, width: int | None
 ) -> None:
     config = configure(labels, consistency={"consistency_weight": weight, "projector_width": 96})
-    objective = build_objective(config, tiny_model(), has_unlabeled=has_unlabeled)
+    objective = build_objective(config, tiny_model(), has_unlabeled=has_unlabeled, boxes_per_image=[1.0] * 4)
     found = None if objective.projector is None else objective.projector.fc1.out_features
     assert found == width
 
@@ -382,7 +382,7 @@ def test_there_is_a_projector_where_there_is_a_consistency_loss(
 def test_layers_are_computed_again_in_the_backward_pass_if_asked_for(labels: Path, asked: bool) -> None:
     config = configure(labels, run={"output_dir": "out", "gradient_checkpointing": asked})
     student = tiny_model()
-    build_objective(config, student, has_unlabeled=True)
+    build_objective(config, student, has_unlabeled=True, boxes_per_image=[1.0] * 4)
     assert {layer.gradient_checkpointing for layer in student.model.encoder.layers} == {asked}
     assert {layer.gradient_checkpointing for layer in student.model.decoder.layers} == {asked}
 
@@ -390,7 +390,10 @@ def test_layers_are_computed_again_in_the_backward_pass_if_asked_for(labels: Pat
 def test_weights_of_the_projector_follow_the_seed(labels: Path) -> None:
     first, second, third = (
         build_objective(
-            configure(labels, run={"output_dir": "out", "seed": seed}), tiny_model(), has_unlabeled=True
+            configure(labels, run={"output_dir": "out", "seed": seed}),
+            tiny_model(),
+            has_unlabeled=True,
+            boxes_per_image=[1.0] * 4,
         ).projector
         for seed in (1, 1, 2)
     )
@@ -414,7 +417,7 @@ def test_the_rule_of_the_first_stage(labels: Path, name: str, kind: type) -> Non
     matching = {"one_to_many_assigner": name, "one_to_many_top_k": 5, "alignment_alpha": 0.5, "alignment_beta": 4.0}
     config = configure(labels, matching=matching | {"task_aligned_gamma": 1.5})
     student = tiny_model()
-    criterion = build_objective(config, student, has_unlabeled=True).one_to_many
+    criterion = build_objective(config, student, has_unlabeled=True, boxes_per_image=[1.0] * 4).one_to_many
     assert type(criterion.assigner) is kind
     assert (criterion.assigner.alpha, criterion.assigner.beta, criterion.gamma) == (0.5, 4.0, 1.5)
     if name == "alignment":
@@ -430,6 +433,7 @@ def test_the_rules_of_pseudo_labels_and_consistency_reach_the_objective(labels: 
         "min_score": 0.02,
         "max_detections": 7,
         "min_box_size": None,
+        "mixing": "both",
     }
     consistency = {
         "candidate_filter": "top_k",
@@ -441,6 +445,18 @@ def test_the_rules_of_pseudo_labels_and_consistency_reach_the_objective(labels: 
         "consistency_unit_length": True,
     }
     config = configure(labels, pseudo_labels=pseudo_labels, consistency=consistency)
-    objective = build_objective(config, tiny_model(), has_unlabeled=True)
+    objective = build_objective(config, tiny_model(), has_unlabeled=True, boxes_per_image=[1.0] * 4)
     assert vars(objective.pseudo_labels) == pseudo_labels
     assert list(vars(objective.consistency).values()) == list(consistency.values())
+
+
+def test_adaptive_thresholds_have_the_rates_of_the_labels(labels: Path) -> None:
+    rules = {"class_thresholds": "adaptive", "class_share": 0.5, "lowest_threshold": 0.1}
+    config = configure(labels, pseudo_labels=rules)
+    rates = [4.0, 1.0, 0.5, 2.0]
+    objective = build_objective(config, tiny_model(), has_unlabeled=True, boxes_per_image=rates)
+    assert objective.class_thresholds is not None
+    assert objective.class_thresholds.boxes_per_image.tolist() == [2.0, 0.5, 0.25, 1.0]
+    assert objective.class_thresholds.lowest == 0.1
+    supervised = build_objective(config, tiny_model(), has_unlabeled=False, boxes_per_image=rates)
+    assert supervised.class_thresholds is None
