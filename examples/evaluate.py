@@ -2,7 +2,9 @@
 # requires-python = ">=3.11"
 # dependencies = ["semidetr-hf[train]"]
 # ///
-"""Evaluate a detector on a COCO json or on Pascal VOC: the twelve COCO numbers, and the AP of every class.
+"""Evaluate a detector on a COCO json or on Pascal VOC: the twelve COCO numbers, and AP and AP50 of every class.
+
+On Pascal VOC also its own AP at IoU 0.5, where a difficult object is neither hit nor miss.
 
     python examples/evaluate.py --model runs/coco10/best --data coco/annotations/instances_val2017.json
     python examples/evaluate.py --model runs/voc/best --data VOC2007/ImageSets/Main/test.txt
@@ -22,11 +24,14 @@ import semidetr_hf  # noqa: F401  (makes the Auto classes know the model)
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.sources import open_source
 from semidetr_hf.data.splits import open_whole
+from semidetr_hf.data.voc import VocSource
 
 try:
     from accelerate import Accelerator
 
-    from semidetr_hf.training.evaluation import evaluate
+    from semidetr_hf.metrics.coco_detection.coco_metrics import coco_metrics, in_words
+    from semidetr_hf.metrics.voc import voc_metrics
+    from semidetr_hf.training.evaluation import detect_all
     from semidetr_hf.training.saved_detectors import load_detector
 except ModuleNotFoundError as error:
     sys.exit(f"evaluate.py: error: {error}; install what it needs: pip install 'semidetr-hf[train]'")
@@ -56,13 +61,19 @@ def run(args: argparse.Namespace) -> None:
     model.to(accelerator.device)
     if ours != source.category_names:
         raise ValueError(f"{args.data}: its categories {source.category_names} are not those of the model, {ours}")
-    metrics, _ = evaluate(model, processor, source, batch_size=args.batch_size, accelerator=accelerator)
+    found, truth = detect_all(model, processor, source, batch_size=args.batch_size, accelerator=accelerator)
     if not accelerator.is_main_process:
         return
+    metrics = coco_metrics(truth, found)
+    numbers = metrics.to_dict()
     print(f"\n{metrics.to_text()}")
+    if isinstance(source, VocSource):
+        area, eleven = (voc_metrics(truth, found, interpolation=kind) for kind in ("area", "11-point"))
+        numbers["voc"] = area.to_dict()
+        print(f"\n{area.to_text()}\n\nmean of the eleven points of VOC2007: {in_words(eleven.ap50)}")
     if args.output:
         with open_whole(args.output) as file:
-            file.write(json.dumps(metrics.to_dict(), indent=2) + "\n")
+            file.write(json.dumps(numbers, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -216,7 +216,11 @@ def test_evaluate_reads_the_xml_files_of_voc_too(run: Path, digits: DigitsPaths,
         code = load_example("evaluate").main([*flags, "--output", str(tmp_path / "metrics.json")])
         assert code == 0, capsys.readouterr().err
         results.append(json.loads((tmp_path / "metrics.json").read_text()))
+    voc = results[1].pop("voc")
     assert results[0] == results[1]
+    shown = capsys.readouterr().out
+    assert shown.count("by the rules of Pascal VOC") == shown.count("eleven points of VOC2007") == 1
+    assert voc["per_class_boxes"] == results[0]["per_class_boxes"]
 
 
 def test_evaluate_on_xml_files_that_lack_a_class(run: Path, digits: DigitsPaths, tmp_path: Path, capsys) -> None:

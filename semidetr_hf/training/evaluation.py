@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -82,7 +82,18 @@ def detections_to_coco(
     return detections
 
 
-@torch.no_grad()
+class Detections(NamedTuple):
+    """What a detector found on the images of a source, for any metric.
+
+    Attributes:
+        found: COCO result list, ids of the source, boxes in pixels of the original images.
+        ground_truth: COCO dict of the source without the images that cannot be read.
+    """
+
+    found: list[dict[str, Any]]
+    ground_truth: dict[str, Any]
+
+
 def evaluate(
     model: nn.Module,
     image_processor: Any,
@@ -92,7 +103,29 @@ def evaluate(
     accelerator: Accelerator,
     desc: str = "evaluate",
 ) -> tuple[DetectionMetrics, list[dict[str, Any]]]:
-    """Detect on all images of a source and score the detections; every process takes a share of the images.
+    """Detect on all images of a source and score the detections as COCO does; arguments and errors as in `detect_all`.
+
+    Returns:
+        The metrics and the COCO result list, both the same on every process.
+    """
+    found, ground_truth = detect_all(
+        model, image_processor, source, batch_size=batch_size, accelerator=accelerator, desc=desc
+    )
+    metrics = coco_metrics(ground_truth, found) if accelerator.is_main_process else None
+    return broadcast_object_list([metrics])[0], found
+
+
+@torch.no_grad()
+def detect_all(
+    model: nn.Module,
+    image_processor: Any,
+    source: EvaluationSource,
+    *,
+    batch_size: int,
+    accelerator: Accelerator,
+    desc: str = "detect",
+) -> Detections:
+    """Detect on all images of a source; every process takes a share of the images.
 
     The model runs in evaluation mode and in its own precision, and every module gets its mode back. Images that cannot
     be read are left out of the ground truth, and one warning counts them.
@@ -106,8 +139,7 @@ def evaluate(
         desc: text before the progress bar of the main process.
 
     Returns:
-        The metrics and the COCO result list (ids of the source, boxes in pixels of the original images), both the same
-        on every process.
+        Detections and ground truth, the same on every process.
 
     Raises:
         ValueError: if the source is empty, none of its images can be read, or `batch_size` is below 1.
@@ -126,18 +158,15 @@ def evaluate(
     detections, unreadable = gather_object(detections), gather_object(unreadable)
     if len(unreadable) == len(source):
         raise ValueError(f"none of the {len(source)} images can be read, the first because: {unreadable[0][1]}")
-    metrics = None
-    if accelerator.is_main_process:
-        if unreadable:
-            logger.warning(
-                "%d of %d images cannot be read and are not evaluated, the first because: %s",
-                len(unreadable),
-                len(source),
-                unreadable[0][1],
-            )
-        skipped = {image_id for image_id, _ in unreadable}
-        metrics = coco_metrics(_without_images(source.coco_ground_truth(), skipped), detections)
-    return broadcast_object_list([metrics])[0], detections
+    if unreadable and accelerator.is_main_process:
+        logger.warning(
+            "%d of %d images cannot be read and are not evaluated, the first because: %s",
+            len(unreadable),
+            len(source),
+            unreadable[0][1],
+        )
+    skipped = {image_id for image_id, _ in unreadable}
+    return Detections(detections, _without_images(source.coco_ground_truth(), skipped))
 
 
 def _read_images(

@@ -143,7 +143,7 @@ def coco_metrics(
     """
     if max_detections <= 10:
         raise ValueError(f"max_detections={max_detections}: must be above 10, the second largest number COCO looks at")
-    _check_ids(ground_truth, detections)
+    check_ids(ground_truth, detections)
     # pycocotools needs numbers as image ids and takes annotation id 0 for "not matched", so both are renumbered.
     numbers = {image["id"]: number for number, image in enumerate(ground_truth["images"], start=1)}
     images = [{**image, "id": numbers[image["id"]]} for image in ground_truth["images"]]
@@ -160,7 +160,12 @@ def coco_metrics(
     return _summarize(evaluator, ground_truth)
 
 
-def _check_ids(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
+def check_ids(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
+    """Refuse image and category ids that the COCO dict does not list; arguments as in `coco_metrics`.
+
+    Raises:
+        ValueError: names the first of them.
+    """
     for name, listed in (("image_id", "images"), ("category_id", "categories")):
         known = {entry["id"] for entry in ground_truth[listed]}
         for what, entries in (("detections", detections), ("annotations", ground_truth["annotations"])):
