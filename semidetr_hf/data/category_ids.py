@@ -17,8 +17,11 @@ def write_category_ids(folder: Path, categories: Mapping[int, str]) -> None:
     """Write `category_ids.json`, which gives the id of every name, into a folder.
 
     Raises:
-        ValueError: if two categories have the same name.
+        ValueError: if two categories have the same name, or a name is more than plain words.
     """
+    for name in categories.values():
+        if not name.isprintable() or name != name.strip() or not name:
+            raise ValueError(f"category name {name!r}: only a COCO json can hold it; give it plain words")
     ids = {name: category_id for category_id, name in categories.items()}
     if len(ids) < len(categories):
         name = next(name for category_id, name in categories.items() if ids[name] != category_id)

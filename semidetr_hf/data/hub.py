@@ -6,10 +6,12 @@ Source: the columns are those of detection data sets on the Hub, such as cppe-5:
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
+from uuid import uuid4
 
 import datasets
 
@@ -161,6 +163,55 @@ def open_data_set(name: str, split: str | None) -> datasets.Dataset | datasets.D
     if split not in known:
         raise ValueError(f"{name}: has no split {split!r}; there are: {', '.join(known)}")
     return opened[split] if isinstance(opened, datasets.DatasetDict) else opened
+
+
+def save_rows(
+    rows: Callable[[], Iterator[dict[str, Any]]], names: list[str], folder: Path, *, split: str, text_ids: bool
+) -> None:
+    """Write images and objects as a folder that `HubSource` and `datasets.load_from_disk` open.
+
+    Args:
+        rows: gives the rows one by one, with the columns of cppe-5; pictures as bytes, boxes as corner and size in
+            pixels, `category` as the place in `names`.
+        names: of the categories.
+        folder: is there; for a while it holds everything twice.
+        split: its name.
+        text_ids: whether `image_id` is text rather than a number.
+    """
+    item = {
+        "id": datasets.Value("int64"),
+        "area": datasets.Value("float64"),
+        "bbox": datasets.List(datasets.Value("float64"), length=4),
+        "category": datasets.ClassLabel(names=names),
+        "iscrowd": datasets.Value("bool"),
+    }
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "image_id": datasets.Value("string" if text_ids else "int64"),
+            "width": datasets.Value("int32"),
+            "height": datasets.Value("int32"),
+            "objects": datasets.List(item),
+        }
+    )
+    with _without_bars(), tempfile.TemporaryDirectory(dir=folder) as cache:
+        # A fingerprint of its own: that of the function would be made of everything it refers to.
+        table = datasets.Dataset.from_generator(
+            rows, features=features, cache_dir=cache, split=datasets.NamedSplit(split), fingerprint=uuid4().hex
+        )
+        datasets.DatasetDict({split: table}).save_to_disk(str(folder))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Leave progress to the bar of the rows."""
+    were_on = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
+            datasets.enable_progress_bars()
 
 
 def _only_split(name: str, opened: datasets.Dataset | datasets.DatasetDict, part: Part) -> datasets.Dataset:
