@@ -29,15 +29,23 @@ class DataConfig:
         ValueError: if a value has the wrong type or lies outside its range; the message names field, value and range.
     """
 
-    labeled: str = option(help="labeled images: COCO json, VOC image set (.txt) or folder with XML files")
+    labeled: str = option(
+        help="labeled images: COCO json, YOLO yaml, VOC image set (.txt) or folder with XML files, or a data set of "
+        "the library datasets (folder, parquet, or OWNER/NAME on the Hub); data.yaml:test picks a part"
+    )
     labeled_images: str | None = option(None, help="folder of the labeled images (default: found next to `labeled`)")
-    unlabeled: str | None = option(None, help="folder of images, COCO json or VOC image set; boxes are ignored")
+    unlabeled: str | None = option(
+        None, help="folder of images, .txt list of images, .tar files, or as `labeled`; boxes are ignored"
+    )
     unlabeled_images: str | None = option(None, help="folder of the unlabeled images, when `unlabeled` is a file")
-    val: str | None = option(None, help="evaluate on this COCO json, VOC image set (.txt) or folder with XML files")
+    val: str | None = option(None, help="evaluate on these images with boxes, as `labeled`")
     val_images: str | None = option(None, help="folder of the evaluation images (default: found next to `val`)")
     voc_corners: Literal["auto", "exact", "written", "released"] = option(
         "auto", help="how VOC boxes become edges (default: exact in VOC folders, as written in other ones)"
     )  # released code: released
+    bbox_format: Literal["xywh", "xyxy", "xywh_relative", "xyxy_relative", "cxcywh_relative"] = option(
+        "xywh", help="boxes of a data set of the library datasets; relative = as shares of the image"
+    )
     # Released code: 5 images per GPU, 1 labeled to 4 unlabeled.
     labeled_batch_size: int = option(1, help="labeled images per process and step")
     unlabeled_batch_size: int = option(4, help="unlabeled images per process and step")

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from semidetr_hf.data.augment import AugmentConfig
 from semidetr_hf.data.coco import CocoSource
-from semidetr_hf.data.sources import Source, open_source
+from semidetr_hf.data.sources import Part, Source, open_source
 from semidetr_hf.data.splits import labeled_subset
 from semidetr_hf.data.voc import Categories, Corners
 from semidetr_hf.model import SemiDetrConfig, SemiDetrForObjectDetection, SemiDetrImageProcessor
@@ -27,7 +27,7 @@ from semidetr_hf.ssod.rules import ConsistencyRules, PseudoLabelRules
 from semidetr_hf.ssod.schedule import StageSchedule
 from semidetr_hf.training import presets
 from semidetr_hf.training.backbone_weights import load_backbone_weights
-from semidetr_hf.training.config import MatchingConfig, ModelConfig, TrainingConfig
+from semidetr_hf.training.config import DataConfig, MatchingConfig, ModelConfig, TrainingConfig
 from semidetr_hf.training.config_files import read_yaml
 from semidetr_hf.training.saved_detectors import reading_quietly, require_whole
 
@@ -148,10 +148,12 @@ def open_sources(config: TrainingConfig) -> Sources:
     """Open the labeled, unlabeled and validation images of a run.
 
     With `label_fraction` the labeled set is divided: the drawn share keeps its boxes, the rest is unlabeled.
-    Validation images with XML files have the categories of the labeled ones, whichever of them occur.
+    Validation images with XML files, or with plain names for classes, have the categories of the labeled ones,
+    whichever of them occur.
 
     Raises:
         FileNotFoundError: if a file or folder does not exist.
+        ConnectionError: if a data set of the Hub cannot be had.
         ValueError: if the content of a file is wrong, or `label_fraction` and `unlabeled` are both given.
     """
     data = config.data
@@ -160,8 +162,7 @@ def open_sources(config: TrainingConfig) -> Sources:
             f"label_fraction={data.label_fraction} already takes the unlabeled images from the labeled set; "
             f"leave out unlabeled={data.unlabeled!r}, or label_fraction"
         )
-    corners = None if data.voc_corners == "auto" else data.voc_corners
-    labeled = _open_coco("labeled", data.labeled, data.labeled_images, corners=corners)
+    labeled = _open_coco("train", data)
     unlabeled: Source | None = None
     if data.unlabeled is not None:
         with _opening("unlabeled"):
@@ -178,22 +179,20 @@ def open_sources(config: TrainingConfig) -> Sources:
     if data.val is not None:
         # XML files list no categories, and those of the validation images may lack one that was labeled.
         categories = dict(zip(labeled.category_ids, labeled.category_names, strict=True))
-        val = _open_coco("val", data.val, data.val_images, corners=corners, categories=categories)
+        val = _open_coco("val", data, categories)
     return Sources(labeled=labeled, unlabeled=unlabeled, val=val)
 
 
-def _open_coco(
-    field: str,
-    path: str,
-    image_folder: str | None,
-    *,
-    corners: Corners | None,
-    categories: Categories | None = None,
-) -> CocoSource:
+def _open_coco(part: Part, data: DataConfig, categories: Categories | None = None) -> CocoSource:
+    field = "val" if part == "val" else "labeled"
+    path, images = getattr(data, field), getattr(data, f"{field}_images")
+    corners: Corners | None = None if data.voc_corners == "auto" else data.voc_corners
     with _opening(field):
-        source = open_source(path, image_folder, corners=corners, categories=categories)
+        source = open_source(
+            path, images, part=part, corners=corners, categories=categories, bbox_format=data.bbox_format
+        )
     if not isinstance(source, CocoSource):
-        raise ValueError(f"{field}={path!r}: must be a COCO json or Pascal VOC XML files")
+        raise ValueError(f"{field}={path!r}: must be images with boxes")
     return source
 
 
