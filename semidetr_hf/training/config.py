@@ -14,6 +14,7 @@ import yaml
 
 from semidetr_hf.data.splits import open_whole
 from semidetr_hf.training.config_checks import check_names, check_types, option, require
+from semidetr_hf.training.recipe_config import RecipeConfig
 from semidetr_hf.training.run_config import HealthConfig, RunConfig
 
 MAX_EDGE = 2**14  # pixels; one picture of this size fills a large GPU
@@ -40,6 +41,9 @@ class DataConfig:
     unlabeled_images: str | None = option(None, help="folder of the unlabeled images, when `unlabeled` is a file")
     val: str | None = option(None, help="evaluate on these images with boxes, as `labeled`")
     val_images: str | None = option(None, help="folder of the evaluation images (default: found next to `val`)")
+    val_fraction: float | None = option(
+        None, help="without `val`: hold out this share of the labeled images to evaluate on; `fold` draws it"
+    )
     voc_corners: Literal["auto", "exact", "written", "released"] = option(
         "auto", help="how VOC boxes become edges (default: exact in VOC folders, as written in other ones)"
     )  # released code: released
@@ -84,6 +88,10 @@ class DataConfig:
             raise ValueError(f"unlabeled_images={self.unlabeled_images!r} is of no use without `unlabeled`; give both")
         if self.val_images is not None and self.val is None:
             raise ValueError(f"val_images={self.val_images!r} is of no use without `val`; give both")
+        share = self.val_fraction
+        require(self, "val_fraction", share is None or 0 < share < 1, "between 0 and 1, or none")
+        if share is not None and self.val is not None:
+            raise ValueError(f"val_fraction={share} contradicts val={self.val!r}; leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +344,7 @@ class TrainingConfig:
     pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     run: RunConfig
 
     def __post_init__(self) -> None:

@@ -1,13 +1,15 @@
 """What several processes must agree on; with one process nothing is exchanged."""
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+
+Result = TypeVar("Result")
 
 
 def on_any_process(accelerator: Accelerator, flag: bool) -> bool:
@@ -26,6 +28,24 @@ def gather_from_all(accelerator: Accelerator, value: Any) -> list[Any]:
 def from_main_process(accelerator: Accelerator, value: Any) -> Any:
     """Return the picklable value of the main process; all processes must ask."""
     return value if accelerator.num_processes == 1 else broadcast_object_list([value])[0]
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """Call a function on the main process and return its picklable value on all; all processes must ask.
+
+    Raises:
+        OSError, ValueError: as the function, on every process.
+    """
+    found: Any = None
+    if accelerator.is_main_process:
+        try:
+            found = function()
+        except (OSError, ValueError) as error:
+            found = error
+    found = from_main_process(accelerator, found)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def require_same(accelerator: Accelerator, values: Mapping[str, Any]) -> None:

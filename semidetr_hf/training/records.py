@@ -1,10 +1,11 @@
-"""What a run writes down: `log.jsonl`, `resources.jsonl`, and what the trackers are told.
+"""What a run writes down: `config.yaml`, `log.jsonl`, `resources.jsonl`, and what the trackers are told.
 
 `log.jsonl` depends on settings, seed, libraries and number formats alone, so that the log of a resumed run equals that
 of an undisturbed one; what depends on the machine besides stands in `resources.jsonl`. Only the main process writes.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ class RunRecords:
         self._files: dict[str, JsonlLog] = {}
 
     def begin(self, config: TrainingConfig, step: int) -> None:
-        """Open files and trackers; lines of later steps than `step` are removed, since those are made again."""
+        """Write `config.yaml`, open files and trackers; lines of later steps than `step`, made again, are removed."""
         if self.accelerator.is_main_process:
+            run = replace(config.run, resume=None, overwrite=False)
+            replace(config, run=run).save(self.folder / "config.yaml")
             self._files = {name: JsonlLog(self.folder / f"{name}.jsonl") for name in ("log", "resources")}
             for file in self._files.values():
                 file.cut_after(step)

@@ -18,13 +18,14 @@ from semidetr_hf.data.sources import Source
 from semidetr_hf.training.checkpoints import Checkpoint, RunCheckpoints, read_checkpoint
 from semidetr_hf.training.config import TrainingConfig
 from semidetr_hf.training.metrics import flatten
-from semidetr_hf.training.processes import digest, from_main_process, on_any_process
+from semidetr_hf.training.processes import digest, on_any_process, on_main_process
 from semidetr_hf.training.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
 # What a run writes into its output folder.
 OUTPUTS = (
+    "baseline.json",
     "best",
     "checkpoints",
     "config.yaml",
@@ -32,6 +33,7 @@ OUTPUTS = (
     "log.jsonl",
     "pseudo_labels.jsonl",
     "resources.jsonl",
+    "result.json",
     "student",
     "teacher",
 )
@@ -45,6 +47,7 @@ _FREE = {
     "data.unlabeled_images",
     "data.val",
     "data.val_images",
+    "data.val_fraction",
     "data.num_workers",
     "run.gradient_checkpointing",
     "model.init_from",
@@ -81,7 +84,9 @@ def settings_of(
     """
     fields = flatten(config.to_dict())
     settings: dict[str, Any] = {
-        name: value for name, value in fields.items() if name not in _FREE and not name.startswith("health.")
+        name: value
+        for name, value in fields.items()
+        if name not in _FREE and not name.startswith(("health.", "recipe."))
     }
     settings["run.teacher_precision"] = "same" if teacher_format is None else str(teacher_format)
     # The number of steps may be raised later, where nothing that was done depends on it.
@@ -134,29 +139,18 @@ def prepare_output_folder(run: RunConfig, checkpoints: RunCheckpoints, accelerat
             machine is training into the folder.
         FileNotFoundError, ValueError: if the checkpoint that was asked for is missing or torn.
     """
-    found: Any = None
-    if accelerator.is_main_process:
-        try:
-            _require_unclaimed(Path(run.output_dir))
-            found = _choose(run, checkpoints)
-        except (OSError, ValueError) as error:
-            found = error
-    found = from_main_process(accelerator, found)
-    if isinstance(found, Exception):
-        raise found
-    return found
+
+    def choose() -> Checkpoint | None:
+        _require_unclaimed(Path(run.output_dir))
+        return _choose(run, checkpoints)
+
+    return on_main_process(accelerator, choose)
 
 
 def _choose(run: RunConfig, checkpoints: RunCheckpoints) -> Checkpoint | None:
     folder = Path(run.output_dir)
-    occupied = [name for name in OUTPUTS if (folder / name).exists()]
-    if run.resume is None and occupied and not run.overwrite:
-        newest = checkpoints.newest()
-        steps = f" of {newest.step} steps" if newest is not None else ""
-        raise FileExistsError(
-            f"{folder}: holds a run{steps} ({', '.join(occupied)}); give --resume auto to go on with it, --overwrite "
-            "to replace it, or another --output_dir"
-        )
+    require_unoccupied(run, checkpoints)
+    occupied = _occupied(folder)
     if run.resume not in (None, "auto"):
         checkpoint = read_checkpoint(Path(run.resume))
         if checkpoint.folder.resolve().parent != checkpoints.folder.resolve() and occupied:
@@ -176,6 +170,27 @@ def _choose(run: RunConfig, checkpoints: RunCheckpoints) -> Checkpoint | None:
     elif occupied:
         _set_aside(folder, occupied)
     return None
+
+
+def require_unoccupied(run: RunConfig, checkpoints: RunCheckpoints) -> None:
+    """Refuse an output folder with an earlier run that is neither resumed nor to be overwritten.
+
+    Raises:
+        FileExistsError: names what is there, and the ways out.
+    """
+    folder = Path(run.output_dir)
+    occupied = _occupied(folder)
+    if run.resume is None and occupied and not run.overwrite:
+        newest = checkpoints.newest()
+        steps = f" of {newest.step} steps" if newest is not None else ""
+        raise FileExistsError(
+            f"{folder}: holds a run{steps} ({', '.join(occupied)}); give --resume auto to go on with it, --overwrite "
+            "to replace it, or another --output_dir"
+        )
+
+
+def _occupied(folder: Path) -> list[str]:
+    return [name for name in OUTPUTS if (folder / name).exists()]
 
 
 @contextmanager

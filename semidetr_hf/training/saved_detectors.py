@@ -32,14 +32,34 @@ def save_detector(network: SemiDetrForObjectDetection, processor: SemiDetrImageP
     Raises:
         OSError: if it cannot be written; names the folder. What stood there before stays.
     """
+    with _replacing(folder) as unfinished:
+        network.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+
+
+def copy_detector(source: Path, folder: Path) -> None:
+    """Copy a saved detector as it is, in the way in which `save_detector` writes one.
+
+    Args:
+        source: folder of a saved detector.
+        folder: replaced as a whole.
+
+    Raises:
+        OSError: if it cannot be read or written; names the folder. What stood there before stays.
+    """
+    with _replacing(folder) as unfinished:
+        shutil.copytree(source, unfinished)
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
     unfinished = folder.with_name(f".{folder.name}-unfinished")
     previous = folder.with_name(f".{folder.name}-previous")
     if previous.exists() and not folder.exists():
         previous.rename(folder)
     shutil.rmtree(unfinished, ignore_errors=True)
     with writing(folder, "make room or correct the folder"):
-        network.save_pretrained(unfinished)
-        processor.save_pretrained(unfinished)
+        yield unfinished
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
         folder.rename(previous)
@@ -123,14 +143,17 @@ def load_detector(name: str, folder: str | Path) -> tuple[Any, Any]:
 
 @contextmanager
 def reading_quietly(name: str, folder: str | Path) -> Iterator[None]:
-    """Do what `reading_detector` does, without the tables of names that transformers prints."""
-    level = transformers_logging.get_verbosity()
+    """Do what `reading_detector` does, without the tables of names and the bar that transformers prints."""
+    level, had_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         with reading_detector(name, folder):
             yield
     finally:
         transformers_logging.set_verbosity(level)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
 
 
 def require_whole(model: nn.Module, report: dict[str, Any], *, may_differ: tuple[str, ...] = ()) -> list[str]:

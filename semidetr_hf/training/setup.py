@@ -383,7 +383,10 @@ def build_augment(config: TrainingConfig) -> AugmentConfig:
     """Return how the views of a run are made."""
     data = config.data
     return AugmentConfig(
-        short_edges=tuple(data.short_edges), long_edge=data.long_edge, flip_probability=data.flip_probability
+        short_edges=tuple(data.short_edges),
+        long_edge=data.long_edge,
+        flip_probability=data.flip_probability,
+        labeled_geometry=data.labeled_geometry,
     )
 
 

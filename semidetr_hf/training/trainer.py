@@ -6,7 +6,6 @@ had happened.
 """
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import set_seed
@@ -27,6 +26,7 @@ from semidetr_hf.training.accelerator import build_accelerator
 from semidetr_hf.training.batches import TrainingBatches
 from semidetr_hf.training.checkpoints import Checkpoint, RunCheckpoints, restore, roll_back
 from semidetr_hf.training.config import TrainingConfig
+from semidetr_hf.training.early_stopping import build_early_stopping
 from semidetr_hf.training.evaluation import DetectionMetrics
 from semidetr_hf.training.health import build_health
 from semidetr_hf.training.instruments import build_instruments
@@ -45,7 +45,7 @@ from semidetr_hf.training.resuming import (
     set_later_aside,
     settings_of,
 )
-from semidetr_hf.training.setup import build_objective, build_schedule
+from semidetr_hf.training.setup import build_augment, build_objective, build_schedule
 from semidetr_hf.training.step import TrainingStep
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class SemiDetrTrainer:
         unlabeled: images whose boxes, if any, are not looked at; None for supervised training.
         val: images to evaluate on, None to skip evaluation.
         augment: how views are made; by default from `config.data`.
+        check_data: whether to look at the images first, and warn of what is wrong; False if it was done already.
 
     Raises:
         ValueError, FileNotFoundError: if the data makes the run pointless, see `check_sources`.
@@ -85,16 +86,17 @@ class SemiDetrTrainer:
         unlabeled: Source | None = None,
         val: CocoSource | None = None,
         augment: AugmentConfig | None = None,
+        check_data: bool = True,
     ):
         self.config = config
         self.image_processor = image_processor
+        self.augment = augment or build_augment(config)
         self.output_dir = Path(config.run.output_dir)
         self.accelerator = build_accelerator(config)
         self.main = self.accelerator.is_main_process
         unlabeled = unlabeled if config.schedule.unsupervised_weight > 0 else None
-        warnings = check_sources(labeled, unlabeled, val, seed=config.run.seed)
-        for warning in warnings if self.main else []:
-            logger.warning(warning)
+        for warning in check_sources(labeled, unlabeled, val, seed=config.run.seed) if check_data else []:
+            self._warn(warning)
         teacher_format = teacher_dtype(config.run, self.accelerator.device)
         self.settings = settings_of(config, teacher_format, labeled=labeled, unlabeled=unlabeled, val=val)
         require_same(self.accelerator, {**self.settings, "the weights of the model": fingerprint(model)})
@@ -106,17 +108,12 @@ class SemiDetrTrainer:
         self.step = 0 if checkpoint is None else checkpoint.step
         self.stopped_by: str | None = None
         self._saved_step: int | None = None
-        self._build(model, labeled, unlabeled, val, augment)
+        self._build(model, labeled, unlabeled, val)
         if checkpoint is not None:
             self._restore(checkpoint)
 
     def _build(
-        self,
-        model: SemiDetrForObjectDetection,
-        labeled: Source,
-        unlabeled: Source | None,
-        val: CocoSource | None,
-        augment: AugmentConfig | None,
+        self, model: SemiDetrForObjectDetection, labeled: Source, unlabeled: Source | None, val: CocoSource | None
     ) -> None:
         """Build what the steps need: networks, optimizer, batches."""
         config = self.config
@@ -130,12 +127,6 @@ class SemiDetrTrainer:
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.scheduler = build_scheduler(optimizer, config.optimizer, config.schedule.num_steps)
         self.accelerator.register_for_checkpointing(self.scheduler)
-        self.augment = augment or AugmentConfig(
-            short_edges=tuple(config.data.short_edges),
-            long_edge=config.data.long_edge,
-            flip_probability=config.data.flip_probability,
-            labeled_geometry=config.data.labeled_geometry,
-        )
         views = (self.augment, self.image_processor.image_mean, self.image_processor.image_std)
         self.batches = TrainingBatches(
             config,
@@ -174,11 +165,15 @@ class SemiDetrTrainer:
         if self.accelerator.num_processes > 1:
             set_seed(config.run.seed, device_specific=True)  # each process draws noise of its own
         self.health = build_health(config)
+        self.stopping = build_early_stopping(config, has_unlabeled=unlabeled is not None)
 
-    def train(self) -> TrainingResult:
+    def train(self, *, another_follows: bool = False) -> TrainingResult:
         """Run the steps that are left, evaluate, and write networks and checkpoints.
 
         SIGTERM and Ctrl-C end the run after the present step, with a checkpoint.
+
+        Args:
+            another_follows: keep the connection of the processes for another run of theirs.
 
         Raises:
             FloatingPointError: if too many steps in a row are not finite; names losses and images. A checkpoint is
@@ -186,11 +181,11 @@ class SemiDetrTrainer:
             OSError: if images cannot be read any more, or the output folder cannot be written.
         """
         run, num_steps = self.config.run, self.config.schedule.num_steps
-        self._begin()
+        self.records.begin(self.config, self.step)
         bar = tqdm(total=num_steps, initial=self.step, desc=self._phase(), disable=not self.main, dynamic_ncols=True)
         claim, told = claimed(self.output_dir, self.accelerator), self.batches.telling_dead_workers()
         with claim, StopSignals() as signals, bar, told:
-            while self.step < num_steps and self.stopped_by is None:
+            while self.step < num_steps and self.stopped_by is None and not self._has_stalled:
                 failure = None
                 try:
                     self.records.add(self.train_step())
@@ -211,13 +206,14 @@ class SemiDetrTrainer:
                     self._log_evaluation()
 
                 # Once in a while: write a checkpoint, from which the run can go on.
+                last = last or self._has_stalled
                 self.stopped_by = None if last else signals.on_any_process(self.accelerator)
                 due = self.step % (run.save_every or min(run.eval_every, 1000)) == 0 or self.networks.best is not best
                 if due or last or self.stopped_by is not None or failure is not None:
                     self.save_checkpoint()
                 if failure is not None:
                     raise failure
-        return self._end()
+        return self._end(another_follows)
 
     def train_step(self) -> dict[str, Tensor | float]:
         """Make one optimizer step, or leave it out if it is not finite, and return its numbers, see `StepResult`.
@@ -301,18 +297,14 @@ class SemiDetrTrainer:
         self.records.meter = ResourceMeter(self.accelerator.device, seconds_before=state["seconds"], step=self.step)
         self._saved_step = self.step
 
-    def _begin(self) -> None:
-        """Open folder, logs and trackers; lines after the checkpoint are those of steps that are made again."""
-        if self.main:
-            run = replace(self.config.run, resume=None, overwrite=False)
-            replace(self.config, run=run).save(self.output_dir / "config.yaml")
-        self.records.begin(self.config, self.step)
-
-    def _end(self) -> TrainingResult:
+    def _end(self, another_follows: bool) -> TrainingResult:
         num_unreadable = self.batches.num_unreadable()
-        if self.stopped_by is None:
+        if self.step == self.config.schedule.num_steps:
             self.batches.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if not another_follows:
+            self.accelerator.state.destroy_process_group()
         metrics = self.networks.metrics
         return TrainingResult(
             student=metrics.get("student"),
@@ -322,6 +314,7 @@ class SemiDetrTrainer:
             seconds=self.records.meter.seconds,
             step=self.step,
             stopped_by=self.stopped_by,
+            stopped_early=self.stopped_by is None and self.step < self.config.schedule.num_steps,
         )
 
     def _log_means(self, last: bool) -> dict[str, str]:
@@ -391,6 +384,10 @@ class SemiDetrTrainer:
         """Whether the next step sees unlabeled images."""
         has_unlabeled = self.batches.unlabeled is not None and not self.health.supervised_only
         return has_unlabeled and self.schedule.uses_unlabeled(self.step)
+
+    @property
+    def _has_stalled(self) -> bool:
+        return self.stopping.has_stalled(self.step, self.networks.best)
 
     @property
     def _last_stage(self) -> Stage:

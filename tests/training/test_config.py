@@ -17,6 +17,7 @@ from semidetr_hf.training.config import (
     ScheduleConfig,
     TrainingConfig,
 )
+from semidetr_hf.training.recipe_config import RecipeConfig
 
 PARTS: dict[str, typing.Any] = {
     "data": DataConfig,
@@ -27,6 +28,7 @@ PARTS: dict[str, typing.Any] = {
     "pseudo_labels": PseudoLabelConfig,
     "consistency": ConsistencyConfig,
     "health": HealthConfig,
+    "recipe": RecipeConfig,
     "run": RunConfig,
 }
 
