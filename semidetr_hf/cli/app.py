@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from semidetr_hf import __version__
+from semidetr_hf.cli.convert import convert
 from semidetr_hf.cli.train import TAKES_ANY_FLAG, train
 from semidetr_hf.cli.validate import validate
 
@@ -25,6 +26,7 @@ EXIT_CODES = (
 
 app = typer.Typer(name="semidetr", pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(validate)
+app.command()(convert)
 app.command(**TAKES_ANY_FLAG)(train)
 
 
