@@ -55,7 +55,7 @@ from semidetr_hf.structures import LossWeights, PseudoLabels, SemiBatch, Stage, 
 
 @dataclass(frozen=True, kw_only=True)
 class StepLosses:
-    """What one step returns; pseudo-labels are per image and in the strong view.
+    """What one step returns; pseudo-labels are per image and, where nothing else is said, in the strong view.
 
     Attributes:
         supervised: unweighted losses on labeled images, names beginning with "sup_".
@@ -65,6 +65,7 @@ class StepLosses:
             without it.
         candidates: what stood out among the teacher's detections.
         confident: the candidates that were used as targets.
+        confident_weak: the same in the weak view.
         mined: the candidates of which consistency queries were made; empty in steps without.
         costs: matching cost of every candidate, per image (G,); empty unless candidates are mined by cost.
         cost_threshold: candidates up to this cost were mined; None unless candidates are mined by cost.
@@ -76,6 +77,7 @@ class StepLosses:
     consistency: dict[str, Tensor] = field(default_factory=dict)
     candidates: list[PseudoLabels] = field(default_factory=list)
     confident: list[PseudoLabels] = field(default_factory=list)
+    confident_weak: list[PseudoLabels] = field(default_factory=list)
     mined: list[PseudoLabels] = field(default_factory=list)
     costs: list[Tensor] = field(default_factory=list)
     cost_threshold: float | None = None
@@ -155,7 +157,8 @@ class SemiDetrObjective(nn.Module):
         candidates, thresholds = self.find_candidates(teacher, teacher_features, unlabeled)
         student_features = self.student.encode(strong.pixel_values, strong.pixel_mask)
         is_confident = find_confident(candidates, thresholds)
-        confident = [pair.strong[keep] for pair, keep in zip(candidates, is_confident, strict=True)]
+        targeted = [pair[keep] for pair, keep in zip(candidates, is_confident, strict=True)]
+        confident = [pair.strong for pair in targeted]
         mined: list[CandidatePair] = []
         mining, queries = None, None
         if weights.consistency > 0:
@@ -176,6 +179,7 @@ class SemiDetrObjective(nn.Module):
             mixed=_named("mixed", self.mixed_losses(confident, strong, stage, weights)),
             candidates=[pair.strong for pair in candidates],
             confident=confident,
+            confident_weak=[pair.weak for pair in targeted],
         )
         if queries is None or mining is None:
             return losses

@@ -220,6 +220,16 @@ def test_pseudo_labels_follow_the_image_into_a_mirrored_strong_view() -> None:
     assert turned.class_labels.tolist() == straight.class_labels.tolist()
 
 
+def test_confident_labels_are_known_in_both_views() -> None:
+    objective, teacher = build()
+    losses = objective(mirrored(semi_batch(1)), teacher, Stage.ONE_TO_ONE, WEIGHTS)
+    [weak], [strong] = losses.confident_weak, losses.confident
+    x1, y1, x2, y2 = weak.boxes_xyxy.unbind(-1)
+    assert len(weak) > 0
+    assert_close(strong.boxes_xyxy, torch.stack([96 - x2, y1, 96 - x1, y2], dim=-1))
+    assert weak.class_labels.tolist() == strong.class_labels.tolist()
+
+
 def test_higher_bars_leave_fewer_pseudo_labels() -> None:
     objective, teacher = build()
     counts = []
