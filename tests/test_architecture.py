@@ -20,6 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "ssod": {"model", "geometry", "structures"},
     "metrics": set(),
     "training": {"ssod", "data", "metrics", "model", "hub", "structures"},
+    "labeling": {"data", "structures", "training", "visualization"},
     "hub": {"model"},
     "conversion": {"model", "conversion_tables"},
     "conversion_tables": set(),
