@@ -18,21 +18,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
-
-import semidetr_hf  # noqa: F401  (makes the Auto classes know the model)
-from semidetr_hf.data.coco import CocoSource
-from semidetr_hf.data.sources import open_source
-from semidetr_hf.data.splits import open_whole
-from semidetr_hf.data.voc import VocSource
 
 try:
     from accelerate import Accelerator
 
-    from semidetr_hf.metrics.coco_detection.coco_metrics import coco_metrics, in_words
-    from semidetr_hf.metrics.voc import voc_metrics
-    from semidetr_hf.training.evaluation import detect_all
-    from semidetr_hf.training.saved_detectors import load_detector
+    from semidetr_hf.data.splits import open_whole
+    from semidetr_hf.training.saved_evaluation import evaluate_saved_detector
 except ModuleNotFoundError as error:
     sys.exit(f"evaluate.py: error: {error}; install what it needs: pip install 'semidetr-hf[train]'")
 
@@ -53,27 +44,16 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     if args.output and Path(args.output).is_dir():
         raise IsADirectoryError(f"--output {args.output}: a folder; give the name of a file for the numbers")
-    model, processor = load_detector("--model", args.model)
-    ours = tuple(model.config.id2label[label] for label in sorted(model.config.id2label))
-    # Every source with boxes is one; a bare folder of images is refused.
-    source = cast(CocoSource, open_source(args.data, args.images, categories=ours))
     accelerator = Accelerator(cpu=args.cpu)
-    model.to(accelerator.device)
-    if ours != source.category_names:
-        raise ValueError(f"{args.data}: its categories {source.category_names} are not those of the model, {ours}")
-    found, truth = detect_all(model, processor, source, batch_size=args.batch_size, accelerator=accelerator)
+    scores = evaluate_saved_detector(
+        args.model, args.data, args.images, accelerator=accelerator, batch_size=args.batch_size
+    )
     if not accelerator.is_main_process:
         return
-    metrics = coco_metrics(truth, found)
-    numbers = metrics.to_dict()
-    print(f"\n{metrics.to_text()}")
-    if isinstance(source, VocSource):
-        area, eleven = (voc_metrics(truth, found, interpolation=kind) for kind in ("area", "11-point"))
-        numbers["voc"] = area.to_dict()
-        print(f"\n{area.to_text()}\n\nmean of the eleven points of VOC2007: {in_words(eleven.ap50)}")
+    print(f"\n{scores.to_text()}")
     if args.output:
         with open_whole(args.output) as file:
-            file.write(json.dumps(numbers, indent=2) + "\n")
+            file.write(json.dumps(scores.to_dict(), indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,12 +19,15 @@ ARROWS: dict[str, set[str]] = {
     "data": {"geometry", "structures"},
     "ssod": {"model", "geometry", "structures"},
     "metrics": set(),
-    "training": {"ssod", "data", "metrics", "model", "hub", "structures"},
+    "training": {"ssod", "data", "metrics", "model", "hub", "structures", "visualization"},
     "labeling": {"data", "structures", "training", "visualization"},
+    "report": {"data", "model", "ssod", "structures", "training"},
     "hub": {"model"},
     "conversion": {"model", "conversion_tables"},
     "conversion_tables": set(),
     "visualization": {"structures"},
+    "video": {"data"},
+    "prediction": {"data", "training", "video", "visualization"},
 }
 UNRESTRICTED = {"__init__", "cli"}
 # What the model folder may need on a machine that downloads it: everything else must be guarded. scipy solves the

@@ -14,6 +14,12 @@ import typer
 
 from semidetr_hf import __version__
 from semidetr_hf.cli.convert import convert
+from semidetr_hf.cli.eval import evaluate
+from semidetr_hf.cli.label import label
+from semidetr_hf.cli.predict import predict
+from semidetr_hf.cli.push import push
+from semidetr_hf.cli.report import report
+from semidetr_hf.cli.split import split
 from semidetr_hf.cli.train import TAKES_ANY_FLAG, train
 from semidetr_hf.cli.validate import validate
 
@@ -28,6 +34,12 @@ app = typer.Typer(name="semidetr", pretty_exceptions_enable=False, rich_markup_m
 app.command()(validate)
 app.command()(convert)
 app.command(**TAKES_ANY_FLAG)(train)
+app.command("eval")(evaluate)
+app.command()(predict)
+app.command()(label)
+app.command()(report)
+app.command()(split)
+app.command()(push)
 
 
 class Output(NamedTuple):

@@ -255,7 +255,7 @@ CASES = [
     refused(
         "no picture to predict on can be read",
         predict_unreadable(1, 2, 3),
-        r"--images .*pictures: none of the 3 images can be read",
+        r"pictures: none of the 3 images can be read",
         program="predict",
         **LATE,
     ),
