@@ -168,7 +168,8 @@ def _check_images(entries: list[Any], checked: CheckedSet) -> dict[ImageId, tupl
 
 def _check_missing_sizes(checked: CheckedSet) -> None:
     without = [image.image_id for image in checked.images if image.size is None]
-    if without and checked.labeled:
+    # Only a json may have sizes of its own; of other formats they are those of the pictures, or always there.
+    if without and checked.labeled and checked.is_coco:
         value = f"{len(without)} of {len(checked.images)} images lack width or height, the first is {without[0]!r}"
         advice = "add them: without, a picture that was resized after labeling goes unnoticed"
         checked.add("warning", "missing_size", value, advice, fix="fill_in_size")

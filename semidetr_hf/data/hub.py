@@ -97,7 +97,7 @@ class _Pictures:
         try:
             encoded = table.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
             flat = encoded.flatten()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(
                 f"{name}: the column 'image' holds {table.features['image']}, no images; cast it to datasets.Image"
             ) from error
@@ -133,7 +133,7 @@ def open_data_set(name: str, split: str | None) -> datasets.Dataset | datasets.D
     """
     path = Path(name)
     try:
-        with _quiet_hub():
+        with _quiet_libraries():
             if path.is_dir() and not any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
                 kind = "imagefolder" if has_metadata(path) else "parquet"
                 opened = datasets.load_dataset(kind, data_dir=name)
@@ -144,6 +144,7 @@ def open_data_set(name: str, split: str | None) -> datasets.Dataset | datasets.D
                     raise FileNotFoundError(f"{name}: no such parquet file")
                 opened = datasets.load_dataset("parquet", data_files=name)
             else:
+                logger.warning("%s: there is no such path here; asking the Hub for a data set of that name", name)
                 opened = datasets.load_dataset(name)
     except ConnectionError as error:
         raise ConnectionError(
@@ -154,7 +155,7 @@ def open_data_set(name: str, split: str | None) -> datasets.Dataset | datasets.D
         raise ConnectionError(
             f"{name}: no such file or folder, and no data set of the Hub ({_one_line(error)}); correct the name"
         ) from error
-    except (datasets.exceptions.DatasetGenerationError, datasets.exceptions.DataFilesNotFoundError) as error:
+    except (datasets.exceptions.DatasetsError, ValueError) as error:
         cause = error.__cause__ or error
         raise ValueError(f"{name}: cannot be read as a data set ({_one_line(cause)}); write it again") from error
     if split is None:
@@ -368,15 +369,17 @@ def _class_label_names(feature: Any) -> list[str] | None:
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Keep the Hub's client from reporting each of its tries, which end in one message of ours."""
-    client = logging.getLogger("huggingface_hub")
-    level = client.level
-    client.setLevel(logging.ERROR)
+def _quiet_libraries() -> Iterator[None]:
+    """Keep libraries from reporting each try and each broken file: what fails ends in one message of ours."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        client.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _one_line(error: BaseException) -> str:
