@@ -33,9 +33,10 @@ from hardware import describe_machine
 from tqdm.auto import tqdm
 
 from semidetr_hf.data.digits import write_digits_dataset
+from semidetr_hf.training.baseline import start_from
 from semidetr_hf.training.config import TrainingConfig
+from semidetr_hf.training.config_files import read_yaml
 from semidetr_hf.training.metrics import JsonlLog
-from semidetr_hf.training.setup import read_yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -103,9 +104,10 @@ def base_config(args: argparse.Namespace, percent: float | None, seed: int) -> T
         config = demo.configure(data, args.work, seed=seed, num_steps=args.steps, burn_in_steps=args.burn_in)
         config = changed(config, {"run": {"cpu": not torch.cuda.is_available()}})
     eval_every = max(1, (config.schedule.num_steps - config.schedule.burn_in_steps) // 4)
+    alone = {"baseline": "none", "warm_start": False, "estimate": False}
     run = {"seed": seed, "instruments": config.data.label_fraction is not None, "eval_every": eval_every}
     label = {} if percent is None else {"label_fraction": percent / 100, "fold": seed + 1}
-    return changed(config, {"run": {**run, "evaluated_networks": ["teacher"]}, "data": label})
+    return changed(config, {"run": {**run, "evaluated_networks": ["teacher"]}, "data": label, "recipe": alone})
 
 
 def arms_of(args: argparse.Namespace) -> Iterator[Arm]:
@@ -151,18 +153,8 @@ def after_burn_in(arm: Arm, burn_in: TrainingConfig | None) -> TrainingConfig:
     """Return the rest of an arm's run; first stage and drops of the learning rate lose the steps of the burn-in."""
     if burn_in is None:
         return arm.config
-    schedule, done = arm.config.schedule, burn_in.schedule.num_steps
-    rest = {
-        "num_steps": schedule.num_steps - done,
-        "burn_in_steps": 0,
-        "one_to_many_steps": max(0, schedule.first_stage_steps - done),
-    }
-    teacher = str(Path(burn_in.run.output_dir) / "teacher")
-    model = {"init_from": teacher, "backbone": None, "backbone_weights": "random"}
-    drops = [step - done for step in arm.config.optimizer.lr_drop_steps if step > done]
-    if arm.config.optimizer.lr_drop_steps and not drops:
-        raise ValueError(f"lr_drop_steps={arm.config.optimizer.lr_drop_steps}: all within the burn-in of {done} steps")
-    return changed(arm.config, {"schedule": rest, "model": model, "optimizer": {"lr_drop_steps": drops}})
+    teacher = Path(burn_in.run.output_dir) / "teacher"
+    return start_from(arm.config, teacher, steps_done=burn_in.schedule.num_steps)
 
 
 def train(config: TrainingConfig, threads: int) -> None:
@@ -209,7 +201,7 @@ def has_result(config: TrainingConfig, path: Path) -> bool:
         return False
     # Fields that are younger than the result have had their default.
     recorded = TrainingConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
-    if recorded.to_dict() != _without_paths(config.to_dict()):
+    if _without_paths(recorded.to_dict()) != _without_paths(config.to_dict()):
         raise ValueError(f"{path} holds the result of other settings; remove it or give another --results folder")
     return True
 
@@ -268,6 +260,7 @@ def _without_paths(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
             for key, value in fields.items()
         }
         for section, fields in config.items()
+        if section != "recipe"  # decides nothing about an arm, which is one run
     }
 
 

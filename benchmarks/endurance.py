@@ -23,8 +23,8 @@ from hardware import describe_machine
 
 from semidetr_hf.data.digits import write_digits_dataset
 from semidetr_hf.training.metrics import JsonlLog
+from semidetr_hf.training.recipe import build_trainer
 from semidetr_hf.training.resources import MEGABYTE
-from semidetr_hf.training.setup import build_image_processor, build_model, open_sources
 from semidetr_hf.training.trainer import SemiDetrTrainer
 
 RESULTS = Path(__file__).parent / "results" / "endurance.json"
@@ -78,15 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         pseudo_labels=replace(config.pseudo_labels, score_threshold=0.0, mean_std_filter=False, max_detections=5),
         run=replace(config.run, log_every=every, eval_every=5 * every, save_every=2 * every),
     )
-    sources = open_sources(config)
-    trainer = SemiDetrTrainer(
-        config,
-        build_model(config, sources.labeled),
-        build_image_processor(config),
-        labeled=sources.labeled,
-        unlabeled=sources.unlabeled,
-        val=sources.val,
-    )
+    trainer = build_trainer(config)
     measure_live_memory(trainer)
     trainer.train()
     rows = JsonlLog(Path(config.run.output_dir) / "resources.jsonl").rows()

@@ -24,8 +24,7 @@ from hardware import describe_machine
 
 from semidetr_hf.data.digits import write_digits_dataset
 from semidetr_hf.training.config import TrainingConfig
-from semidetr_hf.training.setup import build_image_processor, build_model, open_sources
-from semidetr_hf.training.trainer import SemiDetrTrainer
+from semidetr_hf.training.recipe import build_trainer
 
 RESULTS = Path(__file__).parent / "results" / "processes.json"
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -60,14 +59,7 @@ def configure(
 def work(config_file: Path, report: Path) -> None:
     """Train, and write how long a step took after the warm-up; on the main process."""
     config = TrainingConfig.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
-    sources = open_sources(config)
-    trainer = SemiDetrTrainer(
-        config,
-        build_model(config, sources.labeled),
-        build_image_processor(config),
-        labeled=sources.labeled,
-        unlabeled=sources.unlabeled,
-    )
+    trainer = build_trainer(config)
     began: list[float] = []
     train_step = trainer.train_step
 

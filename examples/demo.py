@@ -23,7 +23,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 import semidetr_hf
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.digits import write_digits_dataset
+from semidetr_hf.training.baseline import supervised_baseline
 from semidetr_hf.training.config import (
     ConsistencyConfig,
     DataConfig,
@@ -47,6 +47,7 @@ from semidetr_hf.training.config import (
 )
 from semidetr_hf.training.evaluation import DetectionMetrics, evaluate
 from semidetr_hf.training.metrics import JsonlLog
+from semidetr_hf.training.recipe_config import RecipeConfig
 from semidetr_hf.visualization import detection_sheet, training_curves
 
 IMAGE_SIZE, NUM_TRAIN, NUM_VAL, LABEL_FRACTION = 96, 4000, 200, 0.05
@@ -91,6 +92,7 @@ def configure(data_folder: Path, output_dir: Path, *, seed: int, num_steps: int,
         # one-to-one stage, and everything else in the image counts as background.
         pseudo_labels=PseudoLabelConfig(score_threshold=0.3),
         consistency=ConsistencyConfig(projector_width=256),
+        recipe=RecipeConfig(baseline="none", estimate=False),  # the baseline is trained beside it
         run=RunConfig(
             output_dir=str(output_dir),
             seed=seed,
@@ -100,16 +102,6 @@ def configure(data_folder: Path, output_dir: Path, *, seed: int, num_steps: int,
             overwrite=True,
             teacher_precision="same",  # so small a network gains nothing, and all CPUs give the same numbers
         ),
-    )
-
-
-def supervised_baseline(config: TrainingConfig, output_dir: Path) -> TrainingConfig:
-    """Return the same run as plain supervised training of the detector: one-to-one, on the labeled images alone."""
-    return replace(
-        config,
-        schedule=replace(config.schedule, burn_in_steps=0, unsupervised_weight=0.0, one_to_many_steps=0),
-        consistency=replace(config.consistency, consistency_weight=0.0),
-        run=replace(config.run, output_dir=str(output_dir)),
     )
 
 

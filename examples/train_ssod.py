@@ -39,7 +39,7 @@ from collections.abc import Sequence
 
 try:
     from semidetr_hf.cli.train import ENDED_AT_ONCE, reason, run, show_log
-    from semidetr_hf.training.setup import parse_config
+    from semidetr_hf.training.command_line import parse_config
 except ModuleNotFoundError as error:
     sys.exit(f"train_ssod.py: error: {error}; install what it needs: pip install 'semidetr-hf[train]'")
 

@@ -12,7 +12,6 @@ import typer
 
 if TYPE_CHECKING:
     from semidetr_hf.training.config import TrainingConfig
-    from semidetr_hf.training.result import TrainingResult
 
 # The flags are those of `parse_config`, one per field of the configuration, and so is the help.
 TAKES_ANY_FLAG: dict[str, Any] = {
@@ -32,11 +31,11 @@ ENDED_AT_ONCE = "ended at once; the same command with --resume auto goes on from
 
 
 def train(context: typer.Context) -> int:
-    """Train a detector from a few labeled and many unlabeled images.
+    """Train from few labeled and many unlabeled images.
 
     Every setting of the run is a flag; `semidetr train --help` lists them by section.
     """
-    from semidetr_hf.training.setup import parse_config
+    from semidetr_hf.training.command_line import parse_config
 
     show_log(logging.ERROR if context.obj.quiet else logging.INFO)
     try:
@@ -63,7 +62,7 @@ def show_log(level: int) -> None:
 
 
 def run(config: TrainingConfig) -> int:
-    """Train as the configuration says and show the table of the end.
+    """Train as the configuration says, with a supervised baseline beside it; show the plan and the table of the end.
 
     Returns:
         0, or 128 + the number of the signal that stopped the run, as if it had ended the process.
@@ -75,22 +74,10 @@ def run(config: TrainingConfig) -> int:
         FloatingPointError: if too many steps in a row were not finite.
         RuntimeError: of torch; `reason` tells what is behind it.
     """
-    from semidetr_hf.training.setup import build_image_processor, build_model, open_sources
-    from semidetr_hf.training.trainer import SemiDetrTrainer
+    from semidetr_hf.training.recipe import train_with_baseline
 
-    sources = open_sources(config)
-    trainer = SemiDetrTrainer(
-        config,
-        build_model(config, sources.labeled),
-        build_image_processor(config),
-        labeled=sources.labeled,
-        unlabeled=sources.unlabeled,
-        val=sources.val,
-    )
-    result = trainer.train()
-    if trainer.accelerator.is_main_process:
-        typer.echo(_table(result))
-        sys.stdout.flush()  # a launcher may end this process as soon as another one has ended
+    result = train_with_baseline(config, say=typer.echo)
+    sys.stdout.flush()  # a launcher may end this process as soon as another one has ended
     return 0 if result.stopped_by is None else 128 + signal.Signals[result.stopped_by]
 
 
@@ -114,17 +101,3 @@ def reason(error: Exception) -> str:
         raise error
     rank = os.environ.get("RANK", "0")
     return text if rank == "0" else f"process {rank}: {text}"
-
-
-def _table(result: TrainingResult) -> str:
-    lines = ["", f"{'':8} {'AP':>6} {'AP50':>6} {'AP75':>6}"]
-    best = None if result.best is None else result.best.metrics
-    for name, metrics in (("student", result.student), ("teacher", result.teacher), ("best", best)):
-        if metrics is not None:
-            lines.append(f"{name:8} {metrics.ap:6.3f} {metrics.ap50:6.3f} {metrics.ap75:6.3f}")
-    if result.best is not None:
-        lines.append(f"best: the {result.best.network} after {result.best.step} steps")
-    lines.append(f"{result.seconds:.0f} seconds, {result.num_unreadable} unreadable images skipped")
-    if result.stopped_by is not None:
-        lines.append(f"stopped by {result.stopped_by} after {result.step} steps; --resume auto goes on from there")
-    return "\n".join(lines)

@@ -87,6 +87,30 @@ def train_with_baseline(config: TrainingConfig, *, say: Callable[[str], None] = 
     return result
 
 
+def build_trainer(
+    config: TrainingConfig,
+    sources: Sources | None = None,
+    model: SemiDetrForObjectDetection | None = None,
+    *,
+    check_data: bool = True,
+) -> SemiDetrTrainer:
+    """Return the trainer of one run, without baseline; all that is not given is what the configuration says.
+
+    Args:
+        config: of the run.
+        sources: its images.
+        model: what it starts from.
+        check_data: whether to look at the images first.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError, ConnectionError: as `open_sources`, `build_model` and the
+            trainer.
+    """
+    sources = sources or open_sources(config)
+    model = model or build_model(config, sources.labeled)
+    return SemiDetrTrainer(config, model, build_image_processor(config), **sources._asdict(), check_data=check_data)
+
+
 def make_plan(
     config: TrainingConfig, sources: Sources, model: SemiDetrForObjectDetection, accelerator: Accelerator
 ) -> Plan:
@@ -175,8 +199,7 @@ def _train_supervised(
 
 
 def _train(config: TrainingConfig, model: SemiDetrForObjectDetection, sources: Sources) -> TrainingResult:
-    processor = build_image_processor(config)
-    trainer = SemiDetrTrainer(config, model, processor, **sources._asdict(), check_data=False)
+    trainer = build_trainer(config, sources, model, check_data=False)
     result = trainer.train(another_follows=True)
     trainer.accelerator.free_memory()
     return result
@@ -185,9 +208,15 @@ def _train(config: TrainingConfig, model: SemiDetrForObjectDetection, sources: S
 def _conclude(plan: Plan, results: list[TrainingResult]) -> RecipeResult:
     """Put the best network of all into `best/`, and write down what came of it."""
     last, output_dir, folder = results[-1], Path(plan.config.run.output_dir), plan.baseline_folder
-    seconds, num_unreadable = sum(r.seconds for r in results), sum(r.num_unreadable for r in results)
+    ended = RecipeResult(
+        run_folder=plan.runs[len(results) - 1].run.output_dir,
+        step=last.step,
+        seconds=sum(result.seconds for result in results),
+        num_unreadable=sum(result.num_unreadable for result in results),
+        stopped_by=last.stopped_by,
+    )
     if last.stopped_by is not None:
-        return RecipeResult(seconds=seconds, num_unreadable=num_unreadable, stopped_by=last.stopped_by)
+        return ended
     scores = {}
     if folder is not None and (found := best_evaluations(folder)):
         scores[SUPERVISED] = max(found.values(), key=lambda score: score.ap)
@@ -197,14 +226,13 @@ def _conclude(plan: Plan, results: list[TrainingResult]) -> RecipeResult:
         kept = SUPERVISED
         copy_detector(folder / "best", output_dir / "best")
     gain = gain_over_supervised(scores)
-    result = RecipeResult(
+    result = replace(
+        ended,
         scores=scores,
         kept=kept,
         best_folder=str(output_dir / ("teacher" if kept is None else "best")),
         gain=gain,
         reasons=[] if gain is None or gain > 0 else reasons_for_no_gain(plan.config, plan.sources),
-        seconds=seconds,
-        num_unreadable=num_unreadable,
     )
     with open_whole(output_dir / RESULT_FILE) as file:
         file.write(json.dumps(result.to_dict(), indent=1) + "\n")

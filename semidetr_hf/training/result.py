@@ -61,6 +61,8 @@ class RecipeResult:
         best_folder: where it is; without validation images the averaged network at the last step.
         gain: AP of the better of student and teacher over that of `supervised`; None without the two.
         reasons: why there may be no gain; empty if there is one.
+        run_folder: of the run that was made last, which is the baseline if that was stopped.
+        step: number of optimizer steps that this run made.
         seconds: wall-clock time of run and baseline, earlier sessions included, without that of a reused baseline.
         num_unreadable: training images that were drawn but could not be read; others were taken instead.
         stopped_by: name of the signal that ended run or baseline before its last step, None if both are complete.
@@ -71,6 +73,8 @@ class RecipeResult:
     best_folder: str | None = None
     gain: float | None = None
     reasons: list[str] = field(default_factory=list)
+    run_folder: str
+    step: int
     seconds: float
     num_unreadable: int
     stopped_by: str | None = None
@@ -82,7 +86,10 @@ class RecipeResult:
     def table(self) -> str:
         """Return the scores as lines of text, with what was kept and, without a gain, why that may be."""
         if self.stopped_by is not None:
-            return f"stopped by {self.stopped_by}; the same command with --resume auto goes on from there"
+            return (
+                f"stopped by {self.stopped_by} after {self.step} steps of the run in {self.run_folder}; "
+                "--resume auto goes on from there"
+            )
         lines = []
         if self.scores:
             lines = [f"{'best evaluation of':28} {'AP':>6} {'AP50':>6} {'AP75':>6} {'step':>8}"]

@@ -1,16 +1,12 @@
-"""From a configuration to what the trainer takes: the configuration itself, sources, detector, image processor."""
+"""From a configuration to what the trainer takes: sources, detector, image processor, losses."""
 
-import argparse
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from types import NoneType
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 import timm
 import torch
-from transformers import HfArgumentParser
 
 from semidetr_hf.data.augment import AugmentConfig
 from semidetr_hf.data.coco import CocoSource
@@ -25,15 +21,12 @@ from semidetr_hf.ssod.one_to_many_variants import ATSSAssigner, MaxIoUAssigner, 
 from semidetr_hf.ssod.query_consistency import QueryProjector
 from semidetr_hf.ssod.rules import ConsistencyRules, PseudoLabelRules
 from semidetr_hf.ssod.schedule import StageSchedule
-from semidetr_hf.training import presets
 from semidetr_hf.training.backbone_weights import load_backbone_weights
 from semidetr_hf.training.config import DataConfig, MatchingConfig, ModelConfig, TrainingConfig
-from semidetr_hf.training.config_files import read_yaml
 from semidetr_hf.training.saved_detectors import reading_quietly, require_whole
 
 logger = logging.getLogger(__name__)
 
-_NOT_GIVEN = object()
 # Weights of a detector that are new where it gets another number of classes.
 _DEPEND_ON_CLASSES = ("class_head.", "model.proposal_class_head.", "label_embedding.")
 
@@ -46,108 +39,11 @@ class Sources(NamedTuple):
     val: CocoSource | None
 
 
-def parse_config(
-    arguments: Sequence[str] | None = None, *, description: str | None = None, program: str | None = None
-) -> TrainingConfig:
-    """Read a configuration from command-line flags, one per field, on top of an optional `--config FILE.yaml`.
-
-    Below both, `--method` chooses what is left open: the paper's reading of the method, which is the default of every
-    field, or that of the released code, see `presets.DIFFERENCES`.
-
-    Args:
-        arguments: the flags; None for those of the process.
-        description: for `--help`.
-        program: its name there; None for that of the process.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if a value or the file is wrong; names the field or the file.
-        SystemExit: after `--help`, or with status 2 if a flag is unknown or not of the right kind.
-    """
-    sections = get_type_hints(TrainingConfig)
-    parser = _flag_parser(sections, description, program)
-    names = [field.name for section in sections.values() for field in fields(section)]
-    given = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names, _NOT_GIVEN))))
-    values = {} if given["config"] is None else read_yaml(given["config"])
-    defaults = presets.method(given["method"] or "paper")
-    if given["method"] is not None:
-        _warn_of_overridden(given["method"], defaults, values)
-    for name, section in sections.items():
-        flags = {field.name: given[field.name] for field in fields(section) if given[field.name] is not _NOT_GIVEN}
-        if "one_to_many_fraction" in flags:
-            # The file of a preset gives the steps, which would take precedence over the flag.
-            flags.setdefault("one_to_many_steps", None)
-        values[name] = {**defaults.get(name, {}), **(values.get(name) or {}), **flags}
-    return TrainingConfig.from_dict(values)
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keep the lines of the description, and say defaults."""
-
-
-def _flag_parser(sections: dict[str, Any], description: str | None, program: str | None) -> HfArgumentParser:
-    for name, section in sections.items():
-        # HfArgumentParser looks for the title of the flags there.
-        section._argument_group_name = f"{name}: {section.__doc__.splitlines()[0].rstrip('.')}"
-    parser = HfArgumentParser(
-        list(sections.values()),
-        prog=program,
-        description=description,
-        usage="%(prog)s [--config RUN.yaml] [--method NAME] [--FIELD VALUE ...]",
-        formatter_class=_HelpFormatter,
-        # Otherwise the mistyped --learning_rat would be taken for --learning_rate.
-        allow_abbrev=False,
-    )
-    for action in parser._actions:
-        # What the parser requires may stand in the file; `from_dict` asks for it once the two are put together.
-        action.required = False
-        if action.nargs == "+":
-            action.nargs = "*"  # an empty list is a value, too
-        elif action.type in (int, float) and _may_be_none(sections, action.dest):
-            action.type = _or_none(action.type)
-        if action.dest != "help":
-            action.metavar = action.metavar or (None if action.choices else "VALUE")
-        if action.default is None:
-            action.default = argparse.SUPPRESS  # "none" would say less than the help, which tells what happens then
-    parser.add_argument("--config", help="YAML file such as the config.yaml of a run; flags take precedence")
-    parser.add_argument(
-        "--method",
-        choices=get_args(presets.Method),
-        help="defaults of the fields in which the paper and its released code differ (default: paper); file and flags "
-        "take precedence",
-    )
-    return parser
-
-
-def _may_be_none(sections: dict[str, Any], field: str) -> bool:
-    hints = {name: hint for section in sections.values() for name, hint in get_type_hints(section).items()}
-    return NoneType in get_args(hints[field])
-
-
-def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
-
-    read.__name__ = kind.__name__  # argparse: "invalid float value"
-    return read
-
-
-def _warn_of_overridden(method: str, defaults: dict[str, dict[str, Any]], values: dict[str, Any]) -> None:
-    """Say which fields a file takes from the method: that of a preset or an earlier run takes all of them."""
-    overridden = [
-        name
-        for section, part in defaults.items()
-        for name, value in part.items()
-        if (values.get(section) or {}).get(name, value) != value
-    ]
-    if overridden:
-        logger.warning("--method %s: --config decides otherwise on %s", method, ", ".join(overridden))
-
-
 def open_sources(config: TrainingConfig) -> Sources:
     """Open the labeled, unlabeled and validation images of a run.
 
     With `label_fraction` the labeled set is divided: the drawn share keeps its boxes, the rest is unlabeled.
+    With `val_fraction` a share of the images that keep their boxes becomes the validation set, and is not trained on.
     Validation images with XML files, or with plain names for classes, have the categories of the labeled ones,
     whichever of them occur.
 
@@ -180,7 +76,21 @@ def open_sources(config: TrainingConfig) -> Sources:
         # XML files list no categories, and those of the validation images may lack one that was labeled.
         categories = dict(zip(labeled.category_ids, labeled.category_names, strict=True))
         val = _open_coco("val", data, categories)
+    elif data.val_fraction is not None:
+        labeled, val = _hold_out(labeled, data.val_fraction, data.fold)
     return Sources(labeled=labeled, unlabeled=unlabeled, val=val)
+
+
+def _hold_out(labeled: CocoSource, fraction: float, fold: int) -> tuple[CocoSource, CocoSource]:
+    """Return what stays to train on, and the share to evaluate on."""
+    held_out, kept = labeled_subset(labeled.image_ids, fraction=fraction, fold=fold)
+    for purpose, image_ids in (("train", kept), ("evaluate", held_out)):
+        if not image_ids or labeled.subset(image_ids).num_boxes == 0:
+            raise ValueError(
+                f"val_fraction={fraction}: of {len(labeled)} labeled images it leaves none with boxes to {purpose} "
+                "on; give another share, another fold, or images of their own (val)"
+            )
+    return labeled.subset(kept), labeled.subset(held_out)
 
 
 def _open_coco(part: Part, data: DataConfig, categories: Categories | None = None) -> CocoSource:

@@ -16,10 +16,11 @@ from transformers.activations import ACT2FN
 from semidetr_hf.model import SemiDetrConfig
 from semidetr_hf.ssod.schedule import StageSchedule
 from semidetr_hf.structures import Stage
+from semidetr_hf.training.command_line import parse_config
 from semidetr_hf.training.config import TrainingConfig
 from semidetr_hf.training.config_files import read_yaml
 from semidetr_hf.training.optimizer import learning_rate_factor
-from semidetr_hf.training.setup import build_schedule, parse_config
+from semidetr_hf.training.setup import build_schedule
 
 SECTIONS = get_type_hints(TrainingConfig)
 FIELDS = [(section, name, hint) for section, kind in SECTIONS.items() for name, hint in get_type_hints(kind).items()]

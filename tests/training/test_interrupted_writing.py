@@ -20,7 +20,8 @@ from interruptions import RESUME, arguments, assert_same_run, files_of, newest_s
 
 from semidetr_hf.training import checkpoints as checkpoints_module
 from semidetr_hf.training.checkpoints import RunCheckpoints, read_checkpoint
-from semidetr_hf.training.setup import build_image_processor, build_model, open_sources, parse_config
+from semidetr_hf.training.command_line import parse_config
+from semidetr_hf.training.setup import build_image_processor, build_model, open_sources
 from semidetr_hf.training.trainer import SemiDetrTrainer
 
 

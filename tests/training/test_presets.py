@@ -11,9 +11,21 @@ import pytest
 
 from semidetr_hf import SemiDetrConfig
 from semidetr_hf.structures import Stage
+from semidetr_hf.training.batch_scaling import scale_with_batch
+from semidetr_hf.training.command_line import parse_config
 from semidetr_hf.training.config import TrainingConfig
-from semidetr_hf.training.presets import DIFFERENCES, Method, coco_full, coco_partial, main, method, voc
-from semidetr_hf.training.setup import build_schedule, parse_config
+from semidetr_hf.training.presets import (
+    DIFFERENCES,
+    Method,
+    coco_full,
+    coco_partial,
+    main,
+    method,
+    own_data,
+    voc,
+)
+from semidetr_hf.training.presets import SETTINGS as SETTINGS_OF_OWN_DATA
+from semidetr_hf.training.setup import build_schedule
 
 # What the table lists: (what, section, field, paper, reference).
 TABLE: list[tuple[str, str, str, Any, Any]] = [
@@ -276,3 +288,36 @@ def test_without_a_method_it_is_the_paper_and_every_difference_is_a_field() -> N
     sections = get_type_hints(TrainingConfig)
     for section, part in DIFFERENCES.items():
         assert set(part) <= {field.name for field in fields(sections[section])}
+
+
+# ---- Settings for one's own images
+
+
+@pytest.mark.parametrize("name", SETTINGS_OF_OWN_DATA)
+def test_settings_for_own_images_as_a_program_and_as_a_flag_are_the_same(tmp_path: Path, name: str) -> None:
+    images = ["--labeled", "a.json", "--unlabeled", "photos", "--val", "val.json", "--output_dir", "out"]
+    assert main([name, *images, "--save", str(tmp_path / "run.yaml")]) == 0
+    config = parse_config(["--config", str(tmp_path / "run.yaml")])
+    assert config == parse_config([*images, "--preset", name])
+    assert config == own_data(name, labeled="a.json", unlabeled="photos", val="val.json", output_dir="out")
+    # All of them compare with a supervised run; the paper's runs do not.
+    assert config.recipe.baseline == "train"
+    assert PRESETS["voc"]().recipe.baseline == "none"
+
+
+def test_unlabeled_and_validation_images_may_be_left_out() -> None:
+    config = own_data("small-data", labeled="a.json", output_dir="out")
+    assert (config.data.unlabeled, config.data.val) == (None, None)
+
+
+@pytest.mark.parametrize(("name", "processes"), [("1x24GB", 1), ("8x", 8)])
+def test_a_step_of_the_gpu_presets_has_the_images_of_the_paper(name: str, processes: int) -> None:
+    config = own_data(name, labeled="a.json", output_dir="out")
+    scaling = scale_with_batch(config, num_processes=processes, has_unlabeled=True)
+    assert (scaling.images_per_step, scaling.factor) == (40, 1.0)
+    assert scaling.config == config
+
+
+def test_settings_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ValueError, match="settings='2x': must be one of small-data, 1x24GB, 8x"):
+        own_data("2x", labeled="a.json", output_dir="out")

@@ -21,8 +21,6 @@ from semidetr_hf.training.setup import (
     build_objective,
     build_schedule,
     open_sources,
-    parse_config,
-    read_yaml,
 )
 
 
@@ -46,61 +44,6 @@ def configure(labels: Path, **parts: dict[str, Any]) -> TrainingConfig:
         "run": {"output_dir": "out"},
     }
     return TrainingConfig.from_dict({name: values.get(name, {}) | parts.get(name, {}) for name in values | parts})
-
-
-# ---- parse_config
-
-
-def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(
-        "data: {labeled: a.json, fold: 3}\nschedule: {num_steps: 50, burn_in_steps: 7}\n"
-    )
-    flags = ["--config", str(tmp_path / "run.yaml"), "--output_dir", "out", "--num_steps", "60"]
-    config = parse_config([*flags, "--short_edges", "64", "96", "--no_mean_std_filter", "--cpu"])
-    assert (config.data.labeled, config.data.fold, config.run.output_dir) == ("a.json", 3, "out")
-    assert (config.schedule.num_steps, config.schedule.burn_in_steps) == (60, 7)
-    assert config.data.short_edges == [64, 96]
-    assert (config.pseudo_labels.mean_std_filter, config.run.cpu) == (False, True)
-    # Neither in the file nor a flag: the defaults.
-    assert (
-        config.optimizer
-        == TrainingConfig.from_dict({"data": {"labeled": "a.json"}, "run": {"output_dir": "out"}}).optimizer
-    )
-
-
-def test_a_written_configuration_is_read_back_unchanged(labels: Path, tmp_path: Path) -> None:
-    config = configure(labels, optimizer={"lr_schedule": "step", "lr_drop_steps": [5, 9]}, data={"val": "val.json"})
-    config.save(tmp_path / "config.yaml")
-    assert parse_config(["--config", str(tmp_path / "config.yaml")]) == config
-
-
-def test_help_shows_every_field_with_its_default(capsys) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parse_config(["--help"])
-    assert ended.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "--ema_momentum" in text
-    assert "--method {paper,reference}" in text
-    assert "(default: 0.999)" in text
-
-
-def test_an_empty_section_is_one_with_defaults(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("data: {labeled: a.json}\nrun: {output_dir: out}\nschedule:\n")
-    assert read_yaml(tmp_path / "run.yaml")["schedule"] is None
-    assert parse_config(["--config", str(tmp_path / "run.yaml")]).schedule.num_steps == 120_000
-
-
-@pytest.mark.parametrize("value", ["!!bool x", "!!timestamp x", "!!int ''", "!!map [1]"])
-def test_values_that_their_yaml_tag_does_not_fit_are_complaints_about_the_file(tmp_path: Path, value: str) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(f"data: {{labeled: {value}}}\n")
-    with pytest.raises(ValueError, match="run.yaml: not a YAML file"):
-        read_yaml(path)
-
-
-def test_a_config_whose_name_no_disk_can_hold_is_no_file() -> None:
-    with pytest.raises(FileNotFoundError, match="xxx: no such configuration file"):
-        parse_config(["--config", "x" * 5000])
 
 
 # ---- open_sources
@@ -203,11 +146,32 @@ def test_corners_of_voc_boxes_are_chosen(labels: Path, tmp_path: Path, corners: 
     ]
 
 
-def test_corners_are_automatic_unless_chosen_and_by_method() -> None:
-    flags = ["--labeled", "VOC2007", "--output_dir", "out"]
-    assert parse_config(flags).data.voc_corners == "auto"
-    assert parse_config([*flags, "--method", "reference"]).data.voc_corners == "released"
-    assert parse_config([*flags, "--method", "reference", "--voc_corners", "exact"]).data.voc_corners == "exact"
+def test_a_share_of_the_labeled_images_can_be_held_out_to_evaluate_on(labels: Path) -> None:
+    sources = open_sources(configure(labels, data={"val_fraction": 0.2}))
+    assert sources.val is not None
+    assert (len(sources.labeled), len(sources.val)) == (8, 2)
+    assert {*sources.labeled.image_ids} | {*sources.val.image_ids} == {*range(1, 11)}
+    again = open_sources(configure(labels, data={"val_fraction": 0.2}))
+    assert again.val is not None
+    assert again.val.image_ids == sources.val.image_ids
+    other = open_sources(configure(labels, data={"val_fraction": 0.2, "fold": 3}))
+    assert other.val is not None
+    assert other.val.image_ids != sources.val.image_ids
+
+
+def test_images_that_are_held_out_are_neither_labeled_nor_unlabeled_ones(labels: Path) -> None:
+    labeled, unlabeled, val = open_sources(configure(labels, data={"val_fraction": 0.5, "label_fraction": 0.6}))
+    assert unlabeled is not None
+    assert val is not None
+    assert [len(labeled), len(unlabeled), len(val)] == [3, 4, 3]
+    assert len({*labeled.image_ids, *unlabeled.image_ids, *val.image_ids}) == 10
+
+
+def test_a_share_that_leaves_nothing_to_train_on_is_refused(labels: Path) -> None:
+    with pytest.raises(ValueError, match=r"val_fraction=0\.5: of 1 labeled images it leaves none .* to train on"):
+        open_sources(configure(labels, data={"val_fraction": 0.5, "label_fraction": 0.1}))
+    with pytest.raises(ValueError, match=r"val_fraction=0\.5 contradicts val='val\.json'"):
+        configure(labels, data={"val_fraction": 0.5, "val": "val.json"})
 
 
 # ---- build_model and build_image_processor
