@@ -57,7 +57,9 @@ def _show_version(wanted: bool) -> None:
 @app.callback(epilog=EXIT_CODES)
 def semidetr(
     context: typer.Context,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only results and errors; train keeps its bar.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell more of what is done.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")

@@ -10,6 +10,7 @@ import typer
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[
         str,
         typer.Argument(
@@ -33,7 +34,9 @@ def evaluate(
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU even where there is an accelerator.")] = False,
 ) -> None:
-    """Score a detector: the twelve COCO numbers, AP of every class, for VOC data also AP50 as VOC counts it.
+    """Score a detector on a data set.
+
+    Shown are the twelve COCO numbers, AP of every class and, for VOC data, AP50 as VOC counts it.
 
     Example: semidetr eval my/val.json --model runs/mine/best --json scores.json
     """
@@ -53,6 +56,7 @@ def evaluate(
         batch_size=batch_size,
         corners=None if voc_corners == "auto" else voc_corners,
         bbox_format=bbox_format,
+        progress=not context.obj.quiet,
     )
     if not accelerator.is_main_process:
         return

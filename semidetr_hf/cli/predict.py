@@ -25,7 +25,9 @@ def predict(
     draw: Annotated[bool, typer.Option(help="Write a picture with boxes for every image.")] = True,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; an accelerator, if there is one.")] = None,
 ) -> None:
-    """Detect objects, draw them, and write them as a COCO result list.
+    """Detect and draw objects on images and videos.
+
+    They are also written as a COCO result list, predictions.json.
 
     Example: semidetr predict photos clip.mp4 --model runs/mine/best --output found --threshold 0.5
     """

@@ -13,9 +13,10 @@ def push(
     message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload detector",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
 ) -> None:
-    """Upload a detector with the code that loads it, for trust_remote_code=True.
+    """Upload a detector to the Hub.
 
-    Needs a token that may write: `hf auth login`, or HF_TOKEN. The weights are checked before anything is sent.
+    With it goes the code that loads it, for trust_remote_code=True. Needs a token that may write: `hf auth login`, or
+    HF_TOKEN. The weights are checked before anything is sent.
 
     Example: semidetr push runs/mine/best me/mushrooms --dry-run
     """

@@ -17,10 +17,11 @@ def split(
     seed: Annotated[int, typer.Option(help="Added to the fold, for draws other than the usual ones.", min=0)] = 0,
     ids: Annotated[bool, typer.Option("--ids", help="Write lists of image ids, also of a COCO json.")] = False,
 ) -> None:
-    """Divide a data set into labeled and unlabeled images, the same on every machine.
+    """Divide images into labeled and unlabeled ones.
 
-    A COCO json becomes two of them and a manifest; of other formats the ids of the images are written, one list each.
-    The draw is that of --label-fraction and --fold of train, which needs no files.
+    The draw is the same on every machine: that of --label-fraction and --fold of train, which needs no files. A
+    COCO json becomes two of them and a manifest; of other formats the ids of the images are written, one list each.
+
 
     Example: semidetr split my/all.json --label-fraction 0.1 --fold 1 --output my/splits
     """

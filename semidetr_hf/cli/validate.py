@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,17 +17,25 @@ if TYPE_CHECKING:
 
 
 def validate(
+    context: typer.Context,
     labeled: Annotated[
         Path,
-        typer.Option(help="Labeled images: COCO json, VOC image set (.txt), VOC folder, or folder with XML files."),
+        typer.Option(
+            help="Labeled images, as for train: a COCO json, a YOLO data.yaml, a VOC image set (.txt) or folder, a data "
+            "set of the library datasets."
+        ),
     ],
     labeled_images: Annotated[Path | None, typer.Option(help="Folder of the labeled images, if not found.")] = None,
     unlabeled: Annotated[
-        Path | None, typer.Option(help="Unlabeled images: the same, or a bare folder of images.")
+        Path | None, typer.Option(help="Unlabeled images: the same, or a folder, .txt list or .tar files of images.")
     ] = None,
     unlabeled_images: Annotated[Path | None, typer.Option(help="Folder of the unlabeled images.")] = None,
     val: Annotated[Path | None, typer.Option(help="Images to evaluate on, as for --labeled.")] = None,
     val_images: Annotated[Path | None, typer.Option(help="Folder of the validation images.")] = None,
+    bbox_format: Annotated[
+        Literal["xywh", "xyxy", "xywh_relative", "xyxy_relative", "cxcywh_relative"],
+        typer.Option(help="Boxes of a data set of datasets; relative = as shares of the image."),
+    ] = "xywh",
     json_report: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the whole report, every problem, to this file."),
@@ -36,7 +45,11 @@ def validate(
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Threads that open images; one per processor.")] = None,
 ) -> int:
-    """Check the data of a run: every entry and every image, and what labeled, unlabeled and val images share.
+    """Check the data of a run before it.
+
+    Looked at are every entry and every image, and what labeled, unlabeled and val images share.
+
+    Example: semidetr validate --labeled my/train.json --unlabeled my/photos --val my/val.json
 
     Exit code 0: no error, training takes the data. 1: errors were found in the files given, whether or not --fix
     cleaned copies of them. 2: wrong arguments.
@@ -52,18 +65,18 @@ def validate(
         for path in inputs:
             if path.suffix.lower() == ".json":
                 require_replaceable(path)
-    # The report says what the readers would log.
-    logging.getLogger("semidetr_hf").addHandler(logging.NullHandler())
-    report = check_data(
-        labeled,
-        labeled_images,
-        unlabeled=unlabeled,
-        unlabeled_images=unlabeled_images,
-        val=val,
-        val_images=val_images,
-        workers=workers,
-        progress=True,
-    )
+    with _readers_silenced():
+        report = check_data(
+            labeled,
+            labeled_images,
+            unlabeled=unlabeled,
+            unlabeled_images=unlabeled_images,
+            val=val,
+            val_images=val_images,
+            bbox_format=bbox_format,
+            workers=workers,
+            progress=not context.obj.quiet,
+        )
     typer.echo(report.to_text())
     if json_report is not None:
         with open_whole(json_report) as file:
@@ -74,6 +87,18 @@ def validate(
         cleanings = write_cleaned(report.sets)
         typer.echo("\n" + "\n".join(_describe_fixes(report, cleanings)))
     return 1 if report.num_errors else 0
+
+
+@contextmanager
+def _readers_silenced() -> Iterator[None]:
+    """Keep back what the readers log, since the report says it."""
+    logger = logging.getLogger("semidetr_hf")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _require_report_place(json_report: Path | None, inputs: Sequence[Path]) -> None:

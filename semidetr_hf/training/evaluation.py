@@ -124,6 +124,7 @@ def detect_all(
     batch_size: int,
     accelerator: Accelerator,
     desc: str = "detect",
+    progress: bool = True,
 ) -> Detections:
     """Detect on all images of a source; every process takes a share of the images.
 
@@ -137,6 +138,7 @@ def detect_all(
         batch_size: images per process and forward pass.
         accelerator: says which process this is.
         desc: text before the progress bar of the main process.
+        progress: False for no bar.
 
     Returns:
         Detections and ground truth, the same on every process.
@@ -150,7 +152,7 @@ def detect_all(
         detections: list[dict[str, Any]] = []
         unreadable: list[tuple[ImageId, str]] = []
         starts = range(0, len(indices), batch_size)
-        for start in tqdm(starts, desc=desc, disable=not accelerator.is_main_process, leave=False):
+        for start in tqdm(starts, desc=desc, disable=not (progress and accelerator.is_main_process), leave=False):
             images, image_ids = _read_images(source, indices[start : start + batch_size], unreadable)
             if images:
                 results = detect(model, image_processor, images, accelerator.device)

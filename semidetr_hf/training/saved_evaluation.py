@@ -57,6 +57,7 @@ def evaluate_saved_detector(
     batch_size: int = 1,
     corners: Corners | None = None,
     bbox_format: "BboxFormat" = "xywh",
+    progress: bool = True,
 ) -> Scores:
     """Score a saved detector on a data set with boxes; every process takes a share of the images.
 
@@ -68,6 +69,7 @@ def evaluate_saved_detector(
         batch_size: images per process and forward pass.
         corners: how the boxes of XML files become edges, see `VocSource`.
         bbox_format: of the boxes of a data set of `datasets`, see `HubSource`.
+        progress: whether the main process shows a progress bar.
 
     Returns:
         The scores, the same on every process.
@@ -87,7 +89,9 @@ def evaluate_saved_detector(
     if ours != source.category_names:
         raise ValueError(f"{data}: its categories {source.category_names} are not those of the model, {ours}")
     model.to(accelerator.device)
-    found, truth = detect_all(model, processor, source, batch_size=batch_size, accelerator=accelerator)
+    found, truth = detect_all(
+        model, processor, source, batch_size=batch_size, accelerator=accelerator, progress=progress
+    )
     coco = coco_metrics(truth, found)
     if not isinstance(source, VocSource):
         return Scores(coco=coco)

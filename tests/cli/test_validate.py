@@ -1,5 +1,4 @@
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,6 @@ from semidetr_hf.data import picture_check
 from semidetr_hf.data.digits import write_digits_dataset
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def _no_handler_left():
-    logger = logging.getLogger("semidetr_hf")
-    handlers = list(logger.handlers)
-    yield
-    logger.handlers = handlers
 
 
 @pytest.fixture
@@ -99,14 +90,12 @@ def test_fix_says_when_it_cannot_or_when_metrics_change(broken: Path, tmp_path: 
         (["validate", "--labeled", "L", "--workers", "0"], "workers=0: must be 1 or more"),
         (["validate", "--labeled", "L", "--workers", "many"], "'--workers'"),
         (["validate", "--labeled", "nowhere.json"], "nowhere.json: no such file or folder; expected a COCO .json"),
-        (["validate", "--labeled", "L", "--val", "nowhere.txt"], "nowhere.txt"),
+        (["validate", "--labeled", "L", "--val", "nowhere"], "nowhere: no such file or folder"),
         (["validate", "--labeled", "L", "--labeled-images", "nowhere"], "nowhere: no such folder; labeled_images"),
         (["validate", "--labeled", "L", "--unlabeled-images", "."], "unlabeled_images='.' is of no use"),
         (["validate", "--labeled", "FOLDER"], "a bare folder has no boxes"),
         (["validate", "--labeled", "L", "--json", "L"], "is one of the data files"),
         (["validate", "--labeled", "L", "--json", "FOLDER"], "is a folder; give --json the name of a file"),
-        (["train"], "No such command 'train'"),
-        ([], "Missing command"),
         (["validate", "--labeled", "FOREIGN", "--fix"], "x.cleaned.json: exists and was not written by --fix"),
     ],
 )
@@ -134,9 +123,7 @@ def test_an_interrupted_check_ends_quietly(broken: Path, monkeypatch: pytest.Mon
     assert capsys.readouterr() == ("", "")
 
 
-def test_help_lists_the_command_and_its_flags(capsys: Capture) -> None:
-    assert main(["--help"]) == 0
-    assert "validate" in capsys.readouterr().out
+def test_help_lists_the_flags(capsys: Capture) -> None:
     assert main(["validate", "--help"]) == 0
     out = capsys.readouterr().out
     flags = ("--labeled", "--labeled-images", "--unlabeled", "--val-images", "--json", "--fix", "--workers")
