@@ -182,6 +182,8 @@ def _plain_name(file_name: str, file: ImageFile) -> PurePosixPath:
     if len(parts) > 1 and parts[0] == "images":
         parts = parts[1:]
     name = PurePosixPath(*parts)
+    # A list of names cannot hold one that ends in a space.
+    name = name.with_name(name.stem.strip() + name.suffix)
     if isinstance(file, PackedImage) and not is_image_name(name.name):
         with Image.open(io.BytesIO(file.read())) as stored:
             return name.with_name(f"{name.name}.{str(stored.format).lower()}")

@@ -93,11 +93,9 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     # Within the second image; a member is a header of 512 bytes and content filled up to 512.
     (tmp_path / "cut.tar").write_bytes(whole[: 1024 + 512 + 20])
     (tmp_path / "text.tar").write_bytes(b"text" * 400)
-    for name in ("z", "text"):
+    for name in ("z", "text", "cut"):
         with pytest.raises(ValueError, match=rf"{name}\.tar: not a whole, uncompressed tar file"):
             TarSource(tmp_path / f"{name}.tar")
-    with pytest.raises(ValueError, match=r"cut\.tar: is cut off within its last image"):
-        TarSource(tmp_path / "cut.tar")
     write_tar(tmp_path / "none.tar", [("notes.txt", b"x")])
     with pytest.raises(ValueError, match=r"none\.tar: no image in 1 tar files"):
         TarSource(tmp_path / "none.tar")
