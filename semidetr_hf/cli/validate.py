@@ -21,8 +21,8 @@ def validate(
     labeled: Annotated[
         Path,
         typer.Option(
-            help="Labeled images, as for train: a COCO json, a YOLO data.yaml, a VOC image set (.txt) or folder, a data "
-            "set of the library datasets."
+            help="Labeled images, as for train: a COCO json, a YOLO data.yaml, a VOC image set (.txt) or folder, a "
+            "data set of the library datasets."
         ),
     ],
     labeled_images: Annotated[Path | None, typer.Option(help="Folder of the labeled images, if not found.")] = None,
