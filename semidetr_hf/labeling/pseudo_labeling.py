@@ -21,6 +21,11 @@ from semidetr_hf.training.saved_detectors import load_detector
 
 logger = logging.getLogger(__name__)
 
+TRAINED_ON = (
+    "{}: the detector was trained on it and knows it by heart, so fewer labels will be right than wanted, on the "
+    "embedded digits by 4 to 10 points; calibrate on images it has not seen, such as the validation set"
+)
+
 
 def write_review(
     model: str | Path,
@@ -63,7 +68,11 @@ def write_review(
     output, model_folder = Path(output), detector_folder(model)
     require_free(output)
     detector = _Detector(*load_detector("model", model_folder), config, accelerator)
-    calibration = None if calibrate_on is None else _calibration(detector, calibrate_on, calibrate_images)
+    calibration, warnings = None, []
+    if config.precision is not None and calibrate_on is not None:
+        calibration, warnings = _calibrate(detector, config.precision, calibrate_on, calibrate_images)
+        if was_trained_on(model_folder, Path(calibrate_on)):
+            warnings.insert(0, TRAINED_ON.format(calibrate_on))
     found = detector.detections(source, "label")
     if calibration is None:
         images = label_by_threshold(found.images, config.threshold)
@@ -78,11 +87,11 @@ def write_review(
         unreadable=found.unreadable,
         threshold=config.threshold if calibration is None else None,
         calibration=calibration,
-        warnings=_warnings(calibration, model_folder, calibrate_on),
+        warnings=tuple(warnings),
     )
     if accelerator.is_main_process:
         for warning in review.warnings:
-            logger.warning(warning)
+            logger.warning("%s", warning)
         write_review_folder(review, source, config)
     accelerator.wait_for_everyone()
     return review
@@ -109,30 +118,30 @@ class _Detector:
         )
 
 
-def _calibration(detector: _Detector, path: str | Path, image_folder: str | Path | None) -> Calibration:
+def _calibrate(
+    detector: _Detector, precision: float, path: str | Path, image_folder: str | Path | None
+) -> tuple[Calibration, list[str]]:
+    """Return the calibration and what to know about it."""
     names = tuple(detector.categories.values())
     # Every source with boxes is one; what has none is refused.
     source = cast(CocoSource, open_source(path, image_folder, part="val", categories=names))
     ids = same_categories(source, detector.categories, str(path))
-    judged = judge(detector.detections(source, "calibrate").images, source, ids)
-    return calibrate(judged, names, cast(float, detector.config.precision))
-
-
-def _warnings(calibration: Calibration | None, model_folder: Path, calibrate_on: str | Path | None) -> tuple[str, ...]:
-    if calibration is None or calibrate_on is None:
-        return ()
+    found = detector.detections(source, "calibrate")
+    calibration = calibrate(judge(found.images, source, ids), names, precision)
     warnings = []
-    if was_trained_on(model_folder, Path(calibrate_on)):
+    if found.unreadable:
+        count = f"{len(found.unreadable)} of {len(source)} images"
         warnings.append(
-            f"{calibrate_on}: the detector was trained on it and knows it by heart; fewer labels will be right than "
-            "wanted, on the embedded digits by 4 to 10 points. Calibrate on images it has not seen, such as the "
-            "validation set"
+            f"{path}: {count} cannot be read and do not count, the first because: {found.unreadable[0][1]}"
         )
-    for entry in calibration.classes:
-        if entry.threshold is None:
-            best = "it was never found" if entry.estimate is None else f"the best is {entry.estimate:.2f}"
-            warnings.append(
-                f"{entry.name} gets no labels: a precision of {calibration.precision} is not reached at any score, "
-                f"{best}, with {entry.num_objects} objects in {calibrate_on}; want less, or give more labeled images"
-            )
-    return tuple(warnings)
+    if unlabeled := [entry for entry in calibration.classes if entry.threshold is None]:
+        listed = ", ".join(
+            f"{entry.name} ({'never found' if entry.estimate is None else f'at best {entry.estimate:.2f}'}, "
+            f"objects: {entry.num_objects})"
+            for entry in unlabeled
+        )
+        warnings.append(
+            f"{len(unlabeled)} of {len(names)} classes get no labels, since a precision of {precision} is not reached "
+            f"at any score on {path}: {listed}; ask for less, or give more labeled images"
+        )
+    return calibration, warnings

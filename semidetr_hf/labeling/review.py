@@ -1,6 +1,5 @@
 """What a review of pseudo-labels consists of: the settings it is made with, and what comes out."""
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ from semidetr_hf.labeling.calibration import Calibration
 from semidetr_hf.labeling.detection import DetectionRules
 from semidetr_hf.labeling.label_studio import LOCAL_FILES
 from semidetr_hf.labeling.labels import LabeledImage
-
-logger = logging.getLogger(__name__)
 
 MAX_LISTED = 5  # unreadable images in the text
 FORMATS = ("coco", "yolo", "label-studio")
@@ -21,7 +18,7 @@ class ReviewConfig:
     """What is labeled, and how it is written.
 
     Attributes:
-        formats: which files; the COCO json is needed by none of the others.
+        formats: which label files: of "coco", "yolo" and "label-studio".
         threshold: smallest score of a label, for all classes; not used where `precision` is given.
         precision: wanted share of right labels, above 0 and below 1, from which the threshold of every class follows;
             needs labeled images.
@@ -31,7 +28,7 @@ class ReviewConfig:
         rules: which predictions of the detector count.
         yolo_confidence: see `write_yolo`.
         label_studio_prefix: see `write_label_studio`.
-        label_studio_root: likewise.
+        label_studio_root: where the paths behind it start.
         progress: whether the main process shows bars.
     """
 

@@ -86,7 +86,14 @@ def _write_files(folder: Path, review: Review, source: Source, config: ReviewCon
         )
         write_labeling_setup(folder / "label_studio_setup.xml", names)
     if "yolo" in config.formats:
-        write_yolo(folder / "yolo", review.images, files, review.categories, confidence=config.yolo_confidence)
+        write_yolo(
+            folder / "yolo",
+            review.images,
+            files,
+            review.categories,
+            confidence=config.yolo_confidence,
+            progress=config.progress,
+        )
     write_ranking(folder / "ranking.csv", review.images, found_at)
     if config.sheet:
         _write_sheet(folder / "most_uncertain.png", review.images[: config.sheet], source, names)

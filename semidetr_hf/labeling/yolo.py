@@ -24,6 +24,7 @@ def write_yolo(
     categories: dict[int, str],
     *,
     confidence: bool,
+    progress: bool,
 ) -> None:
     """Write a folder that `open_source` reads as labeled data, as long as it is written without confidences.
 
@@ -34,13 +35,17 @@ def write_yolo(
         images: in this order.
         files: of the images; the folder gets hard links to them, or copies where there can be none.
         categories: category id -> name, for class label i at place i; classes are numbered by their place.
+        progress: whether to show a bar.
         confidence: whether the score is written behind every box, as a sixth number. Programs that train on such files
             do not all take it; `open_source` does not.
     """
     (folder / "images").mkdir(parents=True)
     (folder / "labels").mkdir()
     for rank, (image, file) in enumerate(
-        tqdm(zip(images, files, strict=True), total=len(images), desc="YOLO files", unit="image"), start=1
+        tqdm(
+            zip(images, files, strict=True), total=len(images), desc="YOLO files", unit="image", disable=not progress
+        ),
+        start=1,
     ):
         name = ranked_name(rank, file)
         place_image(file, folder / "images" / name)
