@@ -146,14 +146,14 @@ def _place_texts(boxes: Sequence[DrawnBox], width: int, height: int, font_size: 
     for box in boxes:
         length = 0.6 * font_size * len(box.text)
         is_right = box.x + length > width
-        left = box.x + box.width - length if is_right else box.x
+        x = box.x + box.width if is_right else max(box.x, 0.2 * font_size)
+        left = x - length if is_right else x
         below = box.kind == "truth"
         y = min(box.y + box.height + font_size, height - 0.3 * font_size) if below else box.y - 0.3 * font_size
         y = max(y, font_size)
         while any(a < left + length and left < b and abs(y - other) < font_size for a, b, other in taken):
             y += font_size
         taken.append((left, left + length, y))
-        x = box.x + box.width if is_right else box.x
         texts.append(DrawnText(box.kind, round(x, 1), round(y, 1), box.text, is_right))
     return texts
 

@@ -116,7 +116,7 @@ def _boxes(labels: PseudoLabels, is_confident: list[bool], names: Sequence[str])
     )
     return [
         DrawnBox("found" if sure else "candidate", x1, y1, x2 - x1, y2 - y1, names[label], score)
-        for (x1, y1, x2, y2), label, score, sure in rows
+        for (x1, y1, x2, y2), label, score, sure in sorted(rows, key=lambda row: row[3])  # the confident ones on top
     ]
 
 

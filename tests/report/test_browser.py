@@ -1,6 +1,7 @@
 """The report in a real browser, without a window: Chromium, driven through its own driver."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,6 +211,11 @@ def test_dark_and_light_are_readable(browser: Any, report: Path) -> None:
         )
         assert (luminance(ground) > 0.5) == (scheme == "light")
         assert min(contrast(ground, text), contrast(ground, faint)) > 4.5  # WCAG 2, level AA
+        cells = browser.execute_script(
+            """return [...document.querySelectorAll('.matrix tbody td')]
+                .map(cell => [getComputedStyle(cell).backgroundColor, getComputedStyle(cell).color])"""
+        )
+        assert len(set(map(tuple, cells))) > 1 and min(contrast(*colors) for colors in cells) > 4.5
 
 
 def test_everything_drawn_is_also_said_in_words(opened: Any) -> None:
@@ -221,8 +227,9 @@ def test_everything_drawn_is_also_said_in_words(opened: Any) -> None:
 
 
 def luminance(color: str) -> float:
-    """Return the relative luminance of `rgb(r, g, b)`. Source: WCAG 2."""
-    shares = [int(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
+    """Return the relative luminance of `rgb(r, g, b)` or `color(srgb r g b)`. Source: WCAG 2."""
+    numbers = [float(number) for number in re.findall(r"[\d.]+", color)][:3]
+    shares = numbers if color.startswith("color(srgb") else [number / 255 for number in numbers]
     linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
     return sum(weight * share for weight, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 

@@ -90,7 +90,6 @@ if (confusions) {
         const cell = rows[row][column];
         cell.textContent = count || "";
         cell.style.setProperty("--share", (count / total).toFixed(3));
-        cell.classList.toggle("dark", count / total > 0.5);
       });
     });
   };
