@@ -121,7 +121,7 @@ def predict(
         processor: its image processor.
         samples: the images.
         threshold: smallest score of a detection, from 0 to 1.
-        batch_size: images per forward pass; they are padded to the same size.
+        batch_size: images per forward pass; those of other sizes are padded, which changes scores a little.
 
     Raises:
         ValueError: if `threshold` or `batch_size` is out of range.
