@@ -5,10 +5,16 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 
 from semidetr_hf.training.config import TrainingConfig
 from semidetr_hf.training.sharding import set_up_sharding
+from semidetr_hf.training.tracking import FOLDER, require_trackers
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:
@@ -20,6 +26,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
             networks cannot be sharded in the way asked for; names it.
     """
     run = config.run
+    require_trackers(run.trackers)
     _try_to_write(run.output_dir)
     accelerator = Accelerator(
         cpu=run.cpu,
@@ -29,7 +36,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
             num_steps=run.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         log_with=run.trackers or None,
-        project_dir=run.output_dir,
+        project_config=ProjectConfiguration(run.output_dir, logging_dir=str(Path(run.output_dir) / FOLDER)),
         # Images without boxes leave some parameters without a gradient in a step.
         # The others wait while the main process scores an evaluation or writes a checkpoint, which may take long.
         kwargs_handlers=[
@@ -37,9 +44,6 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=2)),
         ],
     )
-    missing = set(run.trackers) - {str(tracker) for tracker in accelerator.log_with}
-    if missing:
-        raise ValueError(f"trackers={run.trackers}: unknown or not installed: {', '.join(sorted(missing))}")
     if run.mixed_precision != "no" and not accelerator.native_amp:
         # Accelerate computes in full precision then, without a word.
         raise ValueError(

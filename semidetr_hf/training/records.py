@@ -12,10 +12,13 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
+from semidetr_hf.model import SemiDetrForObjectDetection, SemiDetrImageProcessor
 from semidetr_hf.training.config import TrainingConfig
 from semidetr_hf.training.metrics import JsonlLog, RunningMeans, flatten
 from semidetr_hf.training.processes import gather_from_all
+from semidetr_hf.training.pseudo_label_pictures import PseudoLabelPictures, build_pictures
 from semidetr_hf.training.resources import ResourceMeter
+from semidetr_hf.training.tracking import TAKE_PICTURES, show_picture, start_trackers
 
 
 class RunRecords:
@@ -24,11 +27,13 @@ class RunRecords:
     Args:
         accelerator: says which process this is, and talks to the trackers.
         folder: of the files.
+        pictures: of pseudo-labels, for the trackers; None where none of them takes any.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+    def __init__(self, accelerator: Accelerator, folder: Path, pictures: PseudoLabelPictures | None = None) -> None:
         self.accelerator = accelerator
         self.folder = folder
+        self.pictures = pictures
         self.means = RunningMeans()
         self.meter = ResourceMeter(accelerator.device)
         self._files: dict[str, JsonlLog] = {}
@@ -36,12 +41,12 @@ class RunRecords:
     def begin(self, config: TrainingConfig, step: int) -> None:
         """Write `config.yaml`, open files and trackers; lines of later steps than `step`, made again, are removed."""
         if self.accelerator.is_main_process:
-            run = replace(config.run, resume=None, overwrite=False)
-            replace(config, run=run).save(self.folder / "config.yaml")
+            config = replace(config, run=replace(config.run, resume=None, overwrite=False))
+            config.save(self.folder / "config.yaml")
             self._files = {name: JsonlLog(self.folder / f"{name}.jsonl") for name in ("log", "resources")}
             for file in self._files.values():
                 file.cut_after(step)
-        self.accelerator.init_trackers("semidetr", config=flatten(config.to_dict()))
+        start_trackers(self.accelerator, self.folder, flatten(config.to_dict()), step)
 
     def add(self, numbers: Mapping[str, Tensor | float]) -> None:
         """Add the numbers of one step of this process to the means."""
@@ -64,6 +69,16 @@ class RunRecords:
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         self.accelerator.log(numbers, step=step)
 
+    def write_evaluation(self, step: int, row: Mapping[str, Any]) -> None:
+        """Write the line of an evaluation; trackers that take pictures receive the pseudo-labels of the last step.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        self.write(step, row)
+        if self.pictures is not None and (sheet := self.pictures.draw()) is not None:
+            show_picture(self.accelerator, sheet, step)
+
     def measure(self, step: int) -> dict[str, Any]:
         """Write down what this process takes of the machine, and return it.
 
@@ -74,3 +89,15 @@ class RunRecords:
         if "resources" in self._files:
             self._files["resources"].append({"step": step, **measured})
         return measured
+
+
+def build_records(
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    model: SemiDetrForObjectDetection,
+    image_processor: SemiDetrImageProcessor,
+) -> RunRecords:
+    """Return the records of a run; pictures are kept only where a tracker takes them."""
+    wanted = accelerator.is_main_process and not TAKE_PICTURES.keys().isdisjoint(config.run.trackers)
+    pictures = build_pictures(config, model, image_processor) if wanted else None
+    return RunRecords(accelerator, Path(config.run.output_dir), pictures)

@@ -36,6 +36,7 @@ OUTPUTS = (
     "result.json",
     "student",
     "teacher",
+    "trackers",
 )
 # Says which process is training into the folder.
 CLAIM_FILE = ".running.json"

@@ -57,7 +57,7 @@ class TrainingStep:
         teacher: labels the weak views.
         schedule: stages, weights and momentum.
         max_grad_norm: gradients are scaled down to this L2 norm.
-        observe: called with step, losses and unlabeled images after every batch with such; None to call nothing.
+        observers: called with step, losses and unlabeled images after every batch with such.
     """
 
     accelerator: Accelerator
@@ -68,7 +68,7 @@ class TrainingStep:
     teacher: EMATeacher
     schedule: StageSchedule
     max_grad_norm: float
-    observe: Observer | None = None
+    observers: Sequence[Observer] = ()
 
     def __call__(self, step: int, batches: Iterable[SemiBatch]) -> StepResult:
         """Make one step.
@@ -121,8 +121,8 @@ class TrainingStep:
         means.update({"loss": loss.detach(), **named})
         if batch.unlabeled is not None:
             means.update(losses.pseudo_label_numbers())
-            if self.observe is not None:
-                self.observe(step, losses, batch.unlabeled)
+            for observe in self.observers:
+                observe(step, losses, batch.unlabeled)
         return None
 
     def _update_student(self, image_ids: Sequence[object], means: RunningMeans) -> str | None:

@@ -35,7 +35,7 @@ from semidetr_hf.training.networks import BestNetwork, RunNetworks
 from semidetr_hf.training.optimizer import build_optimizer, build_scheduler
 from semidetr_hf.training.precision import teacher_dtype
 from semidetr_hf.training.processes import fingerprint, from_main_process, require_same
-from semidetr_hf.training.records import RunRecords
+from semidetr_hf.training.records import build_records
 from semidetr_hf.training.resources import ResourceMeter
 from semidetr_hf.training.result import TrainingResult
 from semidetr_hf.training.resuming import (
@@ -140,6 +140,7 @@ class SemiDetrTrainer:
         if config.run.instruments and unlabeled is not None:
             folder = self.output_dir if self.main else None
             self.instruments = build_instruments(config, unlabeled, folder, start=self.step)
+        self.records = build_records(config, self.accelerator, self.student, self.image_processor)
         self.make_step = TrainingStep(
             accelerator=self.accelerator,
             objective=self.objective,
@@ -149,7 +150,7 @@ class SemiDetrTrainer:
             teacher=self.teacher,
             schedule=self.schedule,
             max_grad_norm=config.optimizer.max_grad_norm,
-            observe=None if self.instruments is None else self.instruments.observe,
+            observers=[part.observe for part in (self.instruments, self.records.pictures) if part is not None],
         )
         self.networks = RunNetworks(
             accelerator=self.accelerator,
@@ -161,7 +162,6 @@ class SemiDetrTrainer:
             batch_size=config.data.labeled_batch_size,
             folder=self.output_dir,
         )
-        self.records = RunRecords(self.accelerator, self.output_dir)
         if self.accelerator.num_processes > 1:
             set_seed(config.run.seed, device_specific=True)  # each process draws noise of its own
         self.health = build_health(config)
@@ -346,7 +346,7 @@ class SemiDetrTrainer:
         metrics = self.evaluate()
         row = {f"{name}/{key}": value for name, m in metrics.items() for key, value in m.to_dict().items()}
         row |= self.networks.evaluate_other_way(self._last_stage) if self.config.run.instruments else {}
-        self.records.write(self.step, row)
+        self.records.write_evaluation(self.step, row)
         if "teacher" in metrics and self._uses_unlabeled:
             self._warn(self.health.advice.on_teacher(metrics["teacher"].ap))
             self._heal(self.health.teacher.see_ap(metrics["teacher"].ap, self._last_stage))

@@ -51,7 +51,7 @@ CASES = [
     refused("an empty name of a folder", "--output_dir=", "output_dir='': must be a folder"),
     refused("no copy of a query", "--consistency_copies 0", "consistency_copies=0: must be at least 1"),
     refused("an unknown network to evaluate", "--evaluated_networks ema", r"networks=\['ema'\]: .*student, teacher"),
-    refused("an unknown tracker", "--trackers abacus", "Unsupported logging capability: abacus. Choose between"),
+    refused("an unknown tracker", "--trackers abacus", r"trackers=\['abacus'\]: 'abacus' is unknown; choose"),
     refused("an unknown backbone", "--backbone resnet1234", r"backbone='resnet1234': .*; see timm\.list_models\(\)"),
     refused(
         "a backbone for images of one size",

@@ -72,7 +72,7 @@ def test_only_the_main_process_writes(tmp_path) -> None:
     accelerator: Any = SimpleNamespace(
         is_main_process=False, device=torch.device("cpu"), log=lambda *_args, **_options: None
     )
-    accelerator.init_trackers = lambda *_args, **_options: None
+    accelerator.log_with = []
     records = RunRecords(accelerator, tmp_path / "out")
     records.begin(configure(tmp_path), 0)
     records.write(1, {"loss": 1.0})
