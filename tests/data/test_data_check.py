@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import random
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.data_check import check_data
 from semidetr_hf.data.data_problems import DataReport, Problem
 from semidetr_hf.data.validation import check_sources
+from semidetr_hf.data.writing import write_source
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -378,3 +380,81 @@ def test_wrong_use_is_an_exception(labeled: Path, unlabeled: Path, tmp_path: Pat
         check_data(labeled, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="workers=0"):
         check_data(labeled, workers=0)
+
+
+# ---- Other formats
+
+
+def in_format(labeled: Path, folder: Path, to: Any) -> str:
+    source = CocoSource(labeled)
+    return write_source(source, folder, to).path
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo", "voc", "datasets"])
+def test_good_data_of_every_format_has_no_problem(labeled: Path, unlabeled: Path, tmp_path: Path, to: str) -> None:
+    path = in_format(labeled, tmp_path / "new", to)
+    report = check_data(path, unlabeled=unlabeled)
+    assert found(report) == []
+    assert report.sets[0].num_usable == 3 and report.sets[0].class_counts == {3: 6, 7: 6}
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo", "voc", "datasets"])
+def test_the_same_picture_in_two_formats_is_a_leak(labeled: Path, tmp_path: Path, to: str) -> None:
+    path = in_format(labeled, tmp_path / "new", to)
+    report = check_data(labeled, val=f"{path}:train" if to == "yolo" else path)
+    assert found(report) == [("labeled", "error", "leak")] * 3
+    assert str(tmp_path / "new") in report.problems[0].value
+
+
+def test_every_wrong_line_of_label_files_is_found(labeled: Path, tmp_path: Path) -> None:
+    path = in_format(labeled, tmp_path / "new", "yolo")
+    labels = tmp_path / "new" / "labels"
+    (labels / "1.txt").write_text("0 0.5 0.5 0.1\n0 0.5 0.5 0.2 0.2\n9 0.5 0.5 0.2 0.2\n")
+    (labels / "3.txt").write_bytes(b"\xff\xfe")
+    report = check_data(path)
+    assert found(report) == [("labeled", "error", "invalid_line")] * 2 + [("labeled", "error", "invalid_label_file")]
+    assert [problem.image_id for problem in report.problems] == ["images/1.png", "images/1.png", "images/3.png"]
+    assert report.problems[1].value.startswith("line 3 has the class 9")
+    assert report.problems[1].file == str(labels / "1.txt")
+
+
+def test_odd_boxes_of_label_files_are_warnings_that_name_the_object(labeled: Path, tmp_path: Path) -> None:
+    path = in_format(labeled, tmp_path / "new", "yolo")
+    (tmp_path / "new" / "labels" / "1.txt").write_text("0 0.5 0.5 0.2 0.2\n0 0.95 0.5 0.2 0.2\n0 0.5 0.5 0 0.2\n")
+    kinds = [(problem.kind, problem.value[:40]) for problem in check_data(path).problems if problem.image_id]
+    assert kinds == [
+        ("sticks_out", "annotation object 2 of images/1.png has "),
+        ("degenerate", "annotation object 3 of images/1.png has "),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "text", "kind"),
+    [
+        ("yolo", "data.yaml", "names: [", "invalid_yolo"),
+        ("datasets", "category_ids.json", '{"emu": 1}', "invalid_data_set"),
+    ],
+)
+def test_a_set_that_is_refused_as_a_whole_is_one_error(
+    labeled: Path, tmp_path: Path, to: str, name: str, text: str, kind: str
+) -> None:
+    path = in_format(labeled, tmp_path / "new", to)
+    (tmp_path / "new" / name).write_text(text)
+    assert found(check_data(path)) == [("labeled", "error", kind)]
+
+
+def test_broken_images_in_archives_are_found(labeled: Path, unlabeled: Path, tmp_path: Path) -> None:
+    (unlabeled / "0.png").write_bytes(b"broken")
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        archive.add(unlabeled, "photos")
+    archived = check_data(labeled, unlabeled=tmp_path / "more.tar")
+    problem = only(archived)
+    assert (problem.role, problem.severity, problem.kind) == ("unlabeled", "warning", "unreadable")
+    assert problem.file == f"{tmp_path}/more.tar/photos/0.png" and archived.sets[1].num_usable == 2
+
+
+def test_boxes_of_a_data_set_are_checked_in_their_format(labeled: Path, tmp_path: Path) -> None:
+    path = in_format(labeled, tmp_path / "new", "datasets")
+    report = check_data(path, bbox_format="xyxy")
+    # Read as corners, the last box of every image, (5, 8) to (10, 8), has no height.
+    assert [problem.kind for problem in report.problems if problem.image_id is not None] == ["degenerate"] * 3
