@@ -62,7 +62,7 @@ def show_log(level: int) -> None:
 
 
 def run(config: TrainingConfig) -> int:
-    """Train as the configuration says, with a supervised baseline beside it; show the plan and the table of the end.
+    """Train as the configuration says, with a supervised baseline beside it; show plan, results and report.
 
     Returns:
         0, or 128 + the number of the signal that stopped the run, as if it had ended the process.
@@ -74,9 +74,14 @@ def run(config: TrainingConfig) -> int:
         FloatingPointError: if too many steps in a row were not finite.
         RuntimeError: of torch; `reason` tells what is behind it.
     """
+    from semidetr_hf.report.after_training import report_after_training
     from semidetr_hf.training.recipe import train_with_baseline
 
     result = train_with_baseline(config, say=typer.echo)
+    if result.stopped_by is None and os.environ.get("RANK", "0") == "0":
+        report = report_after_training(config.run.output_dir)
+        if report is not None:
+            typer.echo(f"the report: {report}")
     sys.stdout.flush()  # a launcher may end this process as soon as another one has ended
     return 0 if result.stopped_by is None else 128 + signal.Signals[result.stopped_by]
 

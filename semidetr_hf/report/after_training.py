@@ -1,4 +1,4 @@
-"""The report at the end of a training, by a process of its own: nothing that goes wrong in it can harm the run."""
+"""The report at the end of a training. Nothing that goes wrong in it harms the run, which is written by then."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from semidetr_hf.report.page import FILE_NAME
+from semidetr_hf.report.page import FILE_NAME, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,9 @@ _NAMES_OF_A_LAUNCHER = {
 
 
 def report_after_training(run_folder: str | Path) -> Path | None:
-    """Write the report of a run that has just ended; the main process alone calls this.
+    """Write the report of a run that has just ended; the first process alone calls this.
+
+    One of several processes lets a new one write it, which belongs to no group: the other ones have ended.
 
     Args:
         run_folder: its `output_dir`.
@@ -27,6 +29,17 @@ def report_after_training(run_folder: str | Path) -> Path | None:
     Returns:
         The file; None if it could not be written, which a warning tells.
     """
+    try:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            return write_report(run_folder)
+        return _write_in_new_process(Path(run_folder))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        logger.warning("no report of the run (%s); `semidetr report %s` writes it", reason, run_folder)
+        return None
+
+
+def _write_in_new_process(run_folder: Path) -> Path:
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -34,9 +47,7 @@ def report_after_training(run_folder: str | Path) -> Path | None:
     }
     command = [sys.executable, "-m", "semidetr_hf.cli", "report", str(run_folder)]
     ended = subprocess.run(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, check=False)
-    if ended.returncode == 0:
-        return Path(run_folder) / FILE_NAME
-    said = ended.stderr.decode("utf-8", "replace").strip().splitlines()
-    reason = said[-1] if said else f"status {ended.returncode}"
-    logger.warning("no report of the run (%s); `semidetr report %s` writes it", reason, run_folder)
-    return None
+    if ended.returncode != 0:
+        said = ended.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise RuntimeError(said[-1] if said else f"status {ended.returncode}")
+    return run_folder / FILE_NAME
