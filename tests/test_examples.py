@@ -18,14 +18,14 @@ from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.digits import DigitsPaths, write_digits_dataset
 from semidetr_hf.training import presets
 from semidetr_hf.training.config import TrainingConfig
+from semidetr_hf.training.config_files import read_yaml
 from semidetr_hf.training.evaluation import evaluate
 from semidetr_hf.training.metrics import JsonlLog
 from semidetr_hf.training.presets import method
-from semidetr_hf.training.setup import read_yaml
 
 FLAGS = (
     "--label_fraction 0.5 --size nano --backbone_weights random --short_edges 64 --long_edge 64 --num_steps 2 "
-    "--labeled_batch_size 2 --unlabeled_batch_size 2 --num_workers 0 --cpu --log_every 1"
+    "--labeled_batch_size 2 --unlabeled_batch_size 2 --num_workers 0 --cpu --log_every 1 --baseline none --no_estimate"
 ).split()
 
 
@@ -41,10 +41,11 @@ def digits(tmp_path_factory) -> DigitsPaths:
 
 @pytest.fixture(scope="module")
 def run(digits: DigitsPaths, tmp_path_factory) -> Path:
-    """The output folder of two semi-supervised steps."""
+    """The output folder of two semi-supervised steps, and of two supervised ones beside them."""
     output = tmp_path_factory.mktemp("runs") / "first"
     data = ["--labeled", str(digits.train_json), "--val", str(digits.val_json)]
-    assert load_example("train_ssod").main([*data, *FLAGS, "--output_dir", str(output)]) == 0
+    flags = [*FLAGS, "--baseline", "train", "--estimate", "yes"]
+    assert load_example("train_ssod").main([*data, *flags, "--output_dir", str(output)]) == 0
     return output
 
 
@@ -59,8 +60,9 @@ def test_head_of_every_example(path: Path) -> None:
 def test_train_ssod_makes_its_steps_and_leaves_what_it_promises(run: Path) -> None:
     steps = [row["step"] for row in JsonlLog(run / "log.jsonl").rows() if "loss" in row]
     assert steps == [1, 2]
-    written = ["best", "checkpoints", "config.yaml", "log.jsonl", "resources.jsonl", "student", "teacher"]
-    assert sorted(path.name for path in run.iterdir()) == written
+    folders = ["best", "checkpoints", "student", "supervised", "teacher"]
+    files = ["config.yaml", "log.jsonl", "recipe.yaml", "report.html", "resources.jsonl", "result.json"]
+    assert sorted(path.name for path in run.iterdir()) == sorted(folders + files)
     model = AutoModelForObjectDetection.from_pretrained(run / "best")
     assert model.config.id2label == {i: str(i) for i in range(10)}
     assert model.config.label2id == {str(i): i for i in range(10)}
@@ -286,9 +288,7 @@ def test_a_broken_detector_is_one_line_in_every_program(
     assert lines[-1].startswith(f"{program}.py: error: ")
     assert "broken" in lines[-1]
     assert not any("Traceback" in line for line in lines)
-    # Nothing is written but the empty folder that predict makes.
-    assert [path.name for path in tmp_path.glob("out*")] == (["out"] if program == "predict" else [])
-    assert list((tmp_path / "out").glob("*")) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_refuses_other_categories(run: Path, digits: DigitsPaths, tmp_path: Path, capsys) -> None:
