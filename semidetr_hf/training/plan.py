@@ -104,6 +104,9 @@ class Plan:
         rules = self.config.pseudo_labels
         text = f"score of at least {rules.score_threshold:g}"
         text += " and above mean + deviation of the image" if rules.mean_std_filter else ""
+        if rules.class_thresholds == "adaptive":
+            text = f"every class as often as on labeled images, score of at least {rules.lowest_threshold:g}"
+        text += f"; unlabeled images mixed ({rules.mixing})" if rules.mixing != "none" else ""
         return f"{text}; of boxes that overlap by more than {rules.nms_iou:g} the best"
 
     def _evaluation(self) -> str:

@@ -121,6 +121,7 @@ def _build_trial(config: TrainingConfig, model: SemiDetrForObjectDetection, sour
         pseudo_labels=replace(
             config.pseudo_labels,
             score_threshold=0.0,
+            class_thresholds="fixed",
             min_score=0.0,
             mean_std_filter=False,
             max_detections=math.ceil(labeled.num_boxes / len(labeled)),
