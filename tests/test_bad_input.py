@@ -19,7 +19,7 @@ from bad_inputs.write_table import ALL_CASES, TABLE, table
 from example_modules import EXAMPLES, load_example
 
 from semidetr_hf import conversion
-from semidetr_hf.training import trainer
+from semidetr_hf.training import recipe
 
 MAINS = {name: conversion.main if name == "conversion" else load_example(name).main for name in PROGRAMS}
 BLOCKED = "raise ModuleNotFoundError(\"No module named '{0}'\", name='{0}')\n"
@@ -102,7 +102,7 @@ def test_bad_input(case: Case, tmp_path: Path, monkeypatch, capsys, caplog) -> N
     if case.finished_run:
         finished_run(folder)
     before = contents(folder)
-    check_sources = trainer.check_sources
+    check_sources = recipe.check_sources
 
     def check_and_spoil(*sources, **options) -> list[str]:
         warnings = check_sources(*sources, **options)
@@ -111,7 +111,7 @@ def test_bad_input(case: Case, tmp_path: Path, monkeypatch, capsys, caplog) -> N
             before.update(contents(folder))
         return warnings
 
-    monkeypatch.setattr(trainer, "check_sources", check_and_spoil)
+    monkeypatch.setattr(recipe, "check_sources", check_and_spoil)
     monkeypatch.setattr(sys, "argv", [PROGRAMS[case.program]])
     caplog.set_level(logging.INFO)
     capsys.readouterr()

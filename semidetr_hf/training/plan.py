@@ -16,6 +16,7 @@ class Plan:
     """The runs that are made, in their order.
 
     Attributes:
+        asked: the configuration as it was given.
         config: of the main run, semi-supervised where there are unlabeled images, fitted to the batch.
         baseline: the supervised run to be made before it; None without one, or if it is complete already.
         baseline_folder: where the baseline is, or will be; None without one.
@@ -24,6 +25,7 @@ class Plan:
         num_processes: of the run.
     """
 
+    asked: TrainingConfig
     config: TrainingConfig
     baseline: TrainingConfig | None
     baseline_folder: Path | None
@@ -54,7 +56,7 @@ class Plan:
         entries += [("evaluation", self._evaluation()), ("written to", self._places())]
         entries.append(("estimate", "not measured" if estimate is None else self._estimate(estimate)))
         lines = (
-            textwrap.fill(text, 110, initial_indent=f"  {name:14}", subsequent_indent=" " * 16)
+            textwrap.fill(text, 110, initial_indent=f"  {name:14}", subsequent_indent=" " * 16, break_on_hyphens=False)
             for name, text in entries
         )
         return "\n".join(["The plan", *lines])

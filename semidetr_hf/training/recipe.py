@@ -74,7 +74,7 @@ def train_with_baseline(config: TrainingConfig, *, say: Callable[[str], None] = 
     for warning in check_sources(sources.labeled, unlabeled, sources.val, seed=config.run.seed):
         logger.log(logging.WARNING if main else logging.DEBUG, warning)
     plan = make_plan(config, sources, model, accelerator)
-    on_main_process(accelerator, lambda: _begin(config, plan))
+    on_main_process(accelerator, lambda: _require_unoccupied(plan))
     begins = not any((Path(run.run.output_dir) / "checkpoints").exists() for run in plan.runs)
     estimate = try_steps(plan.runs, model, sources) if config.recipe.estimate and begins else None
     if main:
@@ -126,7 +126,7 @@ def make_plan(
         FileNotFoundError: if there is no complete baseline in the folder that was asked for.
         ValueError: if it cannot be compared with, or the steps that `warm_start` leaves out are too many.
     """
-    is_semi = sees_unlabeled(config, sources)
+    asked, is_semi = config, sees_unlabeled(config, sources)
     scaling = scale_with_batch(config, num_processes=accelerator.num_processes, has_unlabeled=is_semi)
     config, choice = scaling.config, config.recipe.baseline
     baseline, folder = None, None
@@ -144,6 +144,7 @@ def make_plan(
         # Whoever repeats the run from its config.yaml shall not train another baseline.
         config = replace(config, recipe=replace(config.recipe, baseline=str(folder)))
     return Plan(
+        asked=asked,
         config=config,
         baseline=baseline,
         baseline_folder=folder,
@@ -153,30 +154,27 @@ def make_plan(
     )
 
 
-def _begin(asked: TrainingConfig, plan: Plan) -> None:
-    """Find out before the first step whether all folders are free, and write down what was asked for."""
+def _require_unoccupied(plan: Plan) -> None:
+    """Find out before the first step whether all folders are free."""
     for run in (config.run for config in plan.runs):
         require_unoccupied(run, RunCheckpoints(Path(run.output_dir) / "checkpoints", run.keep_checkpoints))
-    folder = Path(asked.run.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace(asked, run=replace(asked.run, resume=None, overwrite=False)).save(folder / ASKED_FILE)
 
 
 def _make_runs(plan: Plan, model: SemiDetrForObjectDetection, accelerator: Accelerator) -> list[TrainingResult]:
     """Train the baseline, if there is one to train, and then the run; only the last of them may be incomplete."""
     if not plan.is_semi_supervised:
-        return [_train_supervised(plan.config, model, plan.sources, accelerator)]
+        return [_train_supervised(plan, plan.config, model, accelerator)]
     results, config = [], plan.config
     if plan.baseline is not None:
         of_baseline, of_main = _resume_of(config.run, plan.baseline)
         baseline = replace(plan.baseline, run=replace(plan.baseline.run, resume=of_baseline))
         config = replace(config, run=replace(config.run, resume=of_main))
-        results = [_train_supervised(baseline, model, plan.sources, accelerator)]
+        results = [_train_supervised(plan, baseline, model, accelerator)]
         if results[0].stopped_by is not None:
             return results
     if config.recipe.warm_start:
         model = build_model(config, plan.sources.labeled)
-    return [*results, _train(config, model, plan.sources)]
+    return [*results, _train(plan, config, model, plan.sources)]
 
 
 def _resume_of(run: RunConfig, baseline: TrainingConfig) -> tuple[str | None, str | None]:
@@ -188,18 +186,22 @@ def _resume_of(run: RunConfig, baseline: TrainingConfig) -> tuple[str | None, st
 
 
 def _train_supervised(
-    config: TrainingConfig, model: SemiDetrForObjectDetection, sources: Sources, accelerator: Accelerator
+    plan: Plan, config: TrainingConfig, model: SemiDetrForObjectDetection, accelerator: Accelerator
 ) -> TrainingResult:
     """Train on labeled images alone, and mark the run as one that later ones can be compared with."""
-    settings = baseline_settings(config, model, sources, accelerator)
-    result = _train(config, copy.deepcopy(model), sources._replace(unlabeled=None))
+    settings = baseline_settings(config, model, plan.sources, accelerator)
+    result = _train(plan, config, copy.deepcopy(model), plan.sources._replace(unlabeled=None))
     if result.stopped_by is None:
         on_main_process(accelerator, lambda: mark_complete(Path(config.run.output_dir), settings))
     return result
 
 
-def _train(config: TrainingConfig, model: SemiDetrForObjectDetection, sources: Sources) -> TrainingResult:
+def _train(plan: Plan, config: TrainingConfig, model: SemiDetrForObjectDetection, sources: Sources) -> TrainingResult:
     trainer = build_trainer(config, sources, model, check_data=False)
+    if trainer.main:  # not before the trainer has accepted settings and checkpoint
+        asked, folder = plan.asked, Path(plan.asked.run.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace(asked, run=replace(asked.run, resume=None, overwrite=False)).save(folder / ASKED_FILE)
     result = trainer.train(another_follows=True)
     trainer.accelerator.free_memory()
     return result

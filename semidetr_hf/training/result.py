@@ -99,10 +99,8 @@ class RecipeResult:
         if self.gain is not None:
             lines.append(f"{'gain over supervised':28} {self.gain:+6.3f}")
         if self.kept is not None:
-            lines.append(
-                f"kept: {self.kept}, in {self.best_folder}; the evaluated images chose it, so expect a little"
-            )
-            lines.append("less than its AP on new ones")
+            lines.append(f"kept: {self.kept}, in {self.best_folder}")
+            lines.append("(chosen by these numbers, so expect a little less on new images)")
         elif self.best_folder is not None:
             lines.append(f"no validation images, so nothing was compared: the averaged network is {self.best_folder}")
             lines.append("(--val gives such images; --val_fraction 0.2 holds out a fifth of the labeled ones)")
