@@ -155,10 +155,10 @@ def test_unknown_and_missing_trackers_are_named_with_the_way_out(monkeypatch) ->
 def test_real_trackers_hold_one_run_with_numbers_pictures_and_settings(
     tracker: str, needs: str, digits, tmp_path, monkeypatch
 ) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read by the import
     pytest.importorskip(tracker)
     pytest.importorskip(needs)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     for num_steps in (4, 6):
         train(run_with(tmp_path, num_steps=num_steps, trackers=(tracker,)), digits)

@@ -28,7 +28,7 @@ from semidetr_hf.training.resuming import OUTPUTS
 AT_ONCE = {"max_skipped_steps": 0}
 
 # What is written where two runs are compared, and what instruments write besides.
-COMPARED = {"baseline.json", "result.json"}
+COMPARED = {"baseline.json", "result.json", "trackers"}
 OF_OTHERS = {*COMPARED, "costs.jsonl", "pseudo_labels.jsonl"}
 
 
