@@ -27,7 +27,7 @@ from semidetr_hf.training.resuming import OUTPUTS
 # The first step that is not finite ends the run.
 AT_ONCE = {"max_skipped_steps": 0}
 
-# What is written where two runs are compared, and what instruments write besides.
+# What is written where two runs are compared or trackers are told, and what instruments write besides.
 COMPARED = {"baseline.json", "result.json", "trackers"}
 OF_OTHERS = {*COMPARED, "costs.jsonl", "pseudo_labels.jsonl"}
 
