@@ -21,7 +21,7 @@ BOXES = [
 ]
 FLAGS = (
     "--size nano --backbone_weights random --short_edges 64 --long_edge 64 --num_steps 1 --labeled_batch_size 2 "
-    "--unlabeled_batch_size 2 --num_workers 0 --cpu"
+    "--unlabeled_batch_size 2 --num_workers 0 --cpu --baseline none --no_estimate"
 ).split()
 
 
