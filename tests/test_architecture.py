@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "metrics": set(),
     "training": {"ssod", "data", "metrics", "model", "hub", "structures", "visualization"},
     "labeling": {"data", "structures", "training", "visualization"},
-    "report": {"data", "model", "ssod", "structures", "training"},
+    "report": {"data", "metrics", "model", "ssod", "structures", "training"},
     "hub": {"model"},
     "conversion": {"model", "conversion_tables"},
     "conversion_tables": set(),

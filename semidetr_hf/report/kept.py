@@ -4,20 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
 from semidetr_hf.data.coco import CocoSource
-from semidetr_hf.data.images import UnreadableImageError
+from semidetr_hf.metrics.coco_detection.coco_metrics import coco_metrics
 from semidetr_hf.report.charts import LineChart, Series, line_chart
 from semidetr_hf.report.pictures import Picture, detection_picture
 from semidetr_hf.report.scoring import (
     RECALLS,
     THRESHOLDS,
     ClassCurve,
-    Detections,
     ImageBoxes,
     compare_boxes,
     confusion_matrices,
@@ -25,7 +23,7 @@ from semidetr_hf.report.scoring import (
     match,
     precision_curves,
 )
-from semidetr_hf.training.evaluation import evaluate
+from semidetr_hf.training.evaluation import detect_all
 from semidetr_hf.training.saved_detectors import load_detector
 
 MAX_CLASSES = 20  # of the table of confusions: those with the most boxes
@@ -105,7 +103,7 @@ def score_kept(
         accelerator: says which process this is, and on which device the detector runs.
         batch_size: images per process and forward pass.
         num_pictures: how many of the best and of the worst images are shown.
-        progress: whether the main process shows progress bars.
+        progress: whether to show progress bars.
 
     Raises:
         FileNotFoundError: if there is no detector in the folder.
@@ -113,10 +111,16 @@ def score_kept(
     """
     model, processor = load_detector("best", folder)
     model.to(accelerator.device)
-    metrics, detections = evaluate(
-        model, processor, val, batch_size=batch_size, accelerator=accelerator, desc="evaluate the kept network"
+    detections, truth = detect_all(
+        model,
+        processor,
+        val,
+        batch_size=batch_size,
+        accelerator=accelerator,
+        desc="evaluate the kept network",
+        progress=progress,
     )
-    truth = _readable_part(val, detections)
+    metrics = coco_metrics(truth, detections)
     names = list(val.category_names)
     images = compare_boxes(truth, detections)
     confusions = _confusions(names, confusion_matrices(images, len(names), progress=progress))
@@ -135,26 +139,6 @@ def score_kept(
         best=[detection_picture(val, image, match(image, threshold), names) for image in best],
         worst=[detection_picture(val, image, match(image, threshold), names) for image in worst],
     )
-
-
-def _readable_part(val: CocoSource, detections: Detections) -> dict[str, Any]:
-    """Return the ground truth of the images that were evaluated; the unreadable ones have no detections."""
-    truth = val.coco_ground_truth()
-    found = {detection["image_id"] for detection in detections}
-    unreadable = {
-        image_id for index, image_id in enumerate(val.image_ids) if image_id not in found and not _opens(val, index)
-    }
-    for part, key in (("images", "id"), ("annotations", "image_id")):
-        truth[part] = [entry for entry in truth[part] if entry[key] not in unreadable]
-    return truth
-
-
-def _opens(source: CocoSource, index: int) -> bool:
-    try:
-        source[index]
-    except UnreadableImageError:
-        return False
-    return True
 
 
 def _best_and_worst(

@@ -12,9 +12,9 @@ from run_folders import made_detections, run_config, write_run
 from small_runs import forget_accelerator
 
 from semidetr_hf.data.digits import DigitsPaths
-from semidetr_hf.metrics.coco_detection.coco_metrics import coco_metrics
 from semidetr_hf.report import kept
 from semidetr_hf.report.page import write_report
+from semidetr_hf.training.evaluation import Detections
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (the extra `dev`)")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -45,16 +45,15 @@ def browser() -> Iterator[Any]:
 def report(tmp_path_factory: pytest.TempPathFactory, digits: DigitsPaths) -> Path:
     """A report of a run whose kept network has found two of three boxes or so."""
 
-    def evaluate(model, processor, source, **_):
-        detections = made_detections(source)
-        return coco_metrics(source.coco_ground_truth(), detections), detections
+    def detect_all(model, processor, source, **_):
+        return Detections(made_detections(source), source.coco_ground_truth())
 
     config = run_config(tmp_path_factory.mktemp("browser") / "run", digits)
     folder = write_run(config)
     baseline = [{"step": 4, "loss": 5.0}, {"step": 4, "student/ap": 0.15, "student/ap50": 0.3, "student/ap75": 0.1}]
     write_run(run_config(folder / "supervised", digits), baseline, networks=())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kept, "evaluate", evaluate)
+        patch.setattr(kept, "detect_all", detect_all)
         path = write_report(folder, num_pictures=2, progress=False)
     forget_accelerator()
     return path

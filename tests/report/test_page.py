@@ -24,6 +24,7 @@ def addresses(text: str) -> list[str]:
     return [address for address in found if not address.startswith(("#", "data:"))]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_really_made_is_reported(tmp_path: Path, digits: DigitsPaths) -> None:
     config = run_config(tmp_path / "run", digits, run={"instruments": True, "eval_every": 3})
     build(config, **open_sources(config)._asdict()).train()
