@@ -236,7 +236,7 @@ CASES = [
     refused(
         "a folder of pictures is given for a folder of pictures",
         train_with("--unlabeled {folder} --unlabeled_images {folder}/x"),
-        r"already a folder of images; unlabeled_images='.*x' only fits a \.json",
+        r"says itself where its images are; unlabeled_images='.*x' only fits a \.json",
     ),
     refused(
         "no evaluated picture can be read",

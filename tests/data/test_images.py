@@ -7,8 +7,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from semidetr_hf.data.images import (
     EXIF_ORIENTATION,
+    PackedImage,
     UnreadableImageError,
     ViewSize,
+    is_missing,
     load_for_view,
     load_image,
     stored_size,
@@ -203,3 +205,44 @@ def test_a_large_jpeg_that_was_cut_off_is_told_from_a_whole_one(tmp_path: Path) 
 def test_the_size_of_what_cannot_be_read_is_unknown(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"no picture")
     assert stored_size(tmp_path / "x.jpg") is None and stored_size(tmp_path / "missing.jpg") is None
+
+
+# ---- Images without a file of their own
+
+
+def packed(content: bytes | OSError) -> PackedImage:
+    def read() -> bytes:
+        if isinstance(content, OSError):
+            raise content
+        return content
+
+    return PackedImage("set.tar/a.png", "a.png", read)
+
+
+def test_an_image_in_an_archive_is_read_like_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((64, 32), 50).convert("CMYK").save(path, exif=exif)
+    image = packed(path.read_bytes())
+    assert load_image(image).tobytes() == load_image(path).tobytes() and load_image(image).size == (32, 64)
+    assert stored_size(image) == stored_size(path) == (64, 32)
+    assert load_for_view(image, None, ViewSize(8, 8))[1] == load_for_view(path, None, ViewSize(8, 8))[1] > 1
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"broken", r"^set\.tar/a\.png: not a readable image"),
+        (OSError("the row has no image"), r"^set\.tar/a\.png: not a readable image \(the row has no image\)"),
+        (FileNotFoundError("gone"), r"^set\.tar/a\.png: the image file does not exist"),
+    ],
+)
+def test_a_broken_image_in_an_archive_is_named(content: bytes | OSError, complaint: str) -> None:
+    with pytest.raises(UnreadableImageError, match=complaint):
+        load_image(packed(content))
+    assert stored_size(packed(content)) is None
+
+
+def test_only_files_can_be_missing(tmp_path: Path) -> None:
+    assert is_missing(tmp_path / "a.png") and not is_missing(tmp_path) and not is_missing(packed(b""))

@@ -1,12 +1,15 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from semidetr_hf.data import sources
 from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.folder import FolderSource
-from semidetr_hf.data.sources import open_source
+from semidetr_hf.data.sources import find_reader, open_source
 from semidetr_hf.data.voc import VocSource
 
 XML = (
@@ -95,3 +98,68 @@ def test_corners_and_categories_reach_xml_files(voc: Path, place: str) -> None:
 def test_a_json_says_its_own_categories(write_coco: Callable[..., Path]) -> None:
     path = write_coco()
     assert open_source(path, categories=["emu"], corners="written").category_names == open_source(path).category_names
+
+
+@pytest.mark.parametrize(
+    ("path", "labeled", "reader", "split"),
+    [
+        ("x.json", True, "coco", None),
+        ("x.YAML", True, "yolo", None),
+        ("x.yml:test", False, "yolo", "test"),
+        ("x.txt", True, "voc", None),
+        ("x.txt", False, "list", None),
+        ("ImageSets/Main/x.txt", False, "voc", None),
+        ("x.tar", False, "tar", None),
+        ("x-{00..12}.tar", False, "tar", None),
+        ("x.parquet:train", True, "datasets", "train"),
+        ("some-one/cppe.5", True, "datasets", None),
+        ("some-one/cppe.5:test", False, "datasets", "test"),
+        ("saved", False, "datasets", None),
+        ("saved:test", True, "datasets", "test"),
+        ("yolo", True, "yolo", None),
+        ("yolo", False, "folder", None),
+        ("meta", True, "datasets", None),
+        ("meta", False, "folder", None),
+        ("meta/train", True, "datasets", None),
+        ("shards", False, "tar", None),
+        ("a:b", False, "folder", None),
+    ],
+)
+def test_what_a_path_is_told_without_reading_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, labeled: bool, reader: str, split: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "x.json",
+        "saved/state.json",
+        "yolo/data.yaml",
+        "meta/train/metadata.jsonl",
+        "shards/1.tar",
+        "a:b/c.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a").mkdir()
+    found = find_reader(path, labeled=labeled)
+    assert (found.reader, found.split) == (reader, split)
+    assert found.path == (path if split is None else path.removesuffix(f":{split}"))
+
+
+def test_a_split_of_what_has_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no splits, so :test cannot be one; leave it out"):
+        find_reader(f"{tmp_path}:test", labeled=False)
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"x\.parquet: is read with the library datasets; pip install 'semidetr-hf"):
+        open_source(tmp_path / "x.parquet")
+
+
+def test_readers_do_not_need_the_libraries_of_other_formats() -> None:
+    program = (
+        "import sys, semidetr_hf.data.sources, semidetr_hf.data.data_check as check;"
+        "print([name for name in ('datasets', 'pyarrow', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
