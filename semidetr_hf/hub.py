@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 # What the HTTP library of the Hub's client raises, whichever it is in its version; a failed connection is no OSError.
-_HTTP_ERROR = HfHubHTTPError.__mro__[1]
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
 # What a program of transformers reads, and the card; logs, checkpoints and hidden files of a run stay at home.
 PUSHED = ("README.md", "config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
 
