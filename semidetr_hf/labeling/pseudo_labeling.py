@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 TRAINED_ON = (
     "{}: the detector was trained on it and knows it by heart, so fewer labels will be right than wanted, on the "
-    "embedded digits by 4 to 10 points; calibrate on images it has not seen, such as the validation set"
+    "embedded digits by 15 points; calibrate on images it has not seen, such as the validation set"
 )
 
 
@@ -68,7 +68,8 @@ def write_review(
     output, model_folder = Path(output), detector_folder(model)
     require_free(output)
     detector = _Detector(*load_detector("model", model_folder), config, accelerator)
-    calibration, warnings = None, []
+    calibration: Calibration | None = None
+    warnings: list[str] = []
     if config.precision is not None and calibrate_on is not None:
         calibration, warnings = _calibrate(detector, config.precision, calibrate_on, calibrate_images)
         if was_trained_on(model_folder, Path(calibrate_on)):
