@@ -96,9 +96,13 @@ def _loss_series(run: RunFolder) -> list[Series]:
 
 
 def _score_thresholds(run: RunFolder) -> list[Series]:
-    """Return the threshold of the settings at every row with pseudo-labels; none where each class has its own."""
+    """Return the threshold of the settings at every row with pseudo-labels; of adaptive ones mean and range."""
     rules = run.config.pseudo_labels
     if rules.class_thresholds == "adaptive":
-        return []
+        return [
+            Series("mean over classes", points(run.log, "score_threshold")),
+            Series("lowest class", points(run.log, "score_threshold_lowest"), 1, is_dashed=True),
+            Series("highest class", points(run.log, "score_threshold_highest"), 2, is_dashed=True),
+        ]
     steps = [row["step"] for row in run.log if "pseudo_labels" in row]
     return [Series("score_threshold of the settings", [(step, rules.score_threshold) for step in steps])]

@@ -66,6 +66,7 @@ class StepLosses:
         candidates: what stood out among the teacher's detections.
         confident: the candidates that were used as targets.
         confident_weak: the same in the weak view.
+        score_thresholds: (C,) from which score on they were; None where it is that of the settings.
         mined: the candidates of which consistency queries were made; empty in steps without.
         costs: matching cost of every candidate, per image (G,); empty unless candidates are mined by cost.
         cost_threshold: candidates up to this cost were mined; None unless candidates are mined by cost.
@@ -78,16 +79,23 @@ class StepLosses:
     candidates: list[PseudoLabels] = field(default_factory=list)
     confident: list[PseudoLabels] = field(default_factory=list)
     confident_weak: list[PseudoLabels] = field(default_factory=list)
+    score_thresholds: Tensor | None = None
     mined: list[PseudoLabels] = field(default_factory=list)
     costs: list[Tensor] = field(default_factory=list)
     cost_threshold: float | None = None
 
     def pseudo_label_numbers(self) -> dict[str, float]:
-        """Return for the log how many pseudo-labels an image has on average, and up to which cost they were mined."""
+        """Return for the log how many pseudo-labels an image has on average, and the thresholds they passed."""
         num_images = max(len(self.confident), 1)
         numbers = {"pseudo_labels": sum(map(len, self.confident)) / num_images}
         if self.mined:
             numbers["mined"] = sum(map(len, self.mined)) / num_images
+        if self.score_thresholds is not None:
+            numbers |= {
+                "score_threshold": float(self.score_thresholds.mean()),
+                "score_threshold_lowest": float(self.score_thresholds.min()),
+                "score_threshold_highest": float(self.score_thresholds.max()),
+            }
         if self.cost_threshold is not None and math.isfinite(self.cost_threshold):
             numbers["cost_threshold"] = self.cost_threshold
         return numbers
@@ -180,6 +188,7 @@ class SemiDetrObjective(nn.Module):
             candidates=[pair.strong for pair in candidates],
             confident=confident,
             confident_weak=[pair.weak for pair in targeted],
+            score_thresholds=None if self.class_thresholds is None else thresholds,
         )
         if queries is None or mining is None:
             return losses

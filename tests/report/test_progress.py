@@ -64,6 +64,18 @@ def test_a_threshold_that_is_not_in_use_is_not_drawn(tmp_path: Path, digits: Dig
     assert "Score thresholds" not in [chart.title for chart in pseudo_label_charts(run, [])]
 
 
+def test_adaptive_thresholds_are_drawn_as_mean_and_range(tmp_path: Path, digits: DigitsPaths) -> None:
+    adaptive = run_config(tmp_path / "run", digits, pseudo_labels={"class_thresholds": "adaptive"})
+    row = {"step": 4, "score_threshold": 0.3, "score_threshold_lowest": 0.1, "score_threshold_highest": 0.5}
+    run = RunFolder(folder=tmp_path, config=adaptive, log=[row], resources=[], result=None, baseline=None)
+    (chart,) = [chart for chart in pseudo_label_charts(run, []) if chart.title == "Score thresholds"]
+    assert [(line["name"], line["points"]) for line in chart.values["lines"]] == [
+        ("mean over classes", [[4, 0.3]]),
+        ("lowest class", [[4, 0.1]]),
+        ("highest class", [[4, 0.5]]),
+    ]
+
+
 def test_an_empty_log_has_no_charts(tmp_path: Path) -> None:
     config = configure(tmp_path)
     run = RunFolder(folder=tmp_path, config=config, log=[], resources=[], result=None, baseline=None)

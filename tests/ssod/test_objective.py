@@ -329,3 +329,7 @@ def test_adaptive_thresholds_decide_what_is_confident() -> None:
     losses = objective(semi_batch(), teacher, Stage.ONE_TO_ONE, WITHOUT_CONSISTENCY)
     scores = [labels.scores.tolist() for labels in losses.confident]
     assert scores == [pytest.approx([0.8, 0.6]), pytest.approx([0.7, 0.5])]
+    # Above 0.3, and for the class of which nothing is seen and nothing expected 0.
+    numbers = losses.pseudo_label_numbers()
+    assert numbers["score_threshold_highest"] == pytest.approx(0.305) and numbers["score_threshold_lowest"] == 0
+    assert numbers["score_threshold"] == pytest.approx(0.305 / objective.student.config.num_labels)
