@@ -22,6 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "training": {"ssod", "data", "metrics", "model", "hub", "structures", "visualization"},
     "labeling": {"data", "structures", "training", "visualization"},
     "report": {"data", "metrics", "model", "ssod", "structures", "training"},
+    "deployment": set(),
     "hub": {"model"},
     "conversion": {"model", "conversion_tables"},
     "conversion_tables": set(),

@@ -1,0 +1,1 @@
+"""What a saved detector needs to be served: files that are written beside it."""
