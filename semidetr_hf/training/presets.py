@@ -69,12 +69,14 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # Tens of labeled images, on any machine.
     "small-data": {
         # As many unlabeled images as labeled ones, which are repeated often enough as it is.
-        "data": {"labeled_batch_size": 4, "unlabeled_batch_size": 4},
-        # The baseline makes all these steps, the run that starts from it those after the burn-in.
+        "data": {"labeled_batch_size": 4, "unlabeled_batch_size": 4, "labeled_geometry": True},
+        # The baseline makes all these steps, the run that starts from it those after the burn-in. One-to-many to the
+        # end, and so with NMS: to unlearn duplicates takes more steps than there are.
         "schedule": {
             "num_steps": 4000,
             "burn_in_steps": 1000,
-            "one_to_many_steps": 2000,
+            "one_to_many_fraction": 1.0,
+            "one_to_many_steps": None,
             "unsupervised_weight": 1.0,
         },
         "pseudo_labels": {"mixing": "both", "class_thresholds": "adaptive"},

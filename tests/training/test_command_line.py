@@ -84,9 +84,10 @@ def test_a_preset_is_below_the_file_and_the_flags(tmp_path: Path, caplog) -> Non
     assert (reference.consistency.consistency_copies, reference.schedule.num_steps) == (5, 4000)
 
 
-def test_a_share_of_the_steps_in_the_first_stage_replaces_the_number_of_a_preset() -> None:
+def test_the_first_stage_of_a_preset_can_be_given_otherwise() -> None:
     flags = ["--labeled", "a.json", "--output_dir", "out", "--preset", "small-data"]
-    assert parse_config(flags).schedule.first_stage_steps == 2000
+    assert parse_config(flags).schedule.first_stage_steps == 4000
+    assert parse_config([*flags, "--one_to_many_steps", "100"]).schedule.first_stage_steps == 100
     assert parse_config([*flags, "--one_to_many_fraction", "0"]).schedule.first_stage_steps == 0
 
 
