@@ -21,14 +21,16 @@ ARROWS: dict[str, set[str]] = {
     "metrics": set(),
     "training": {"ssod", "data", "metrics", "model", "hub", "structures", "visualization"},
     "labeling": {"data", "structures", "training", "visualization"},
+    "demo_page": {"data", "geometry", "labeling", "prediction", "report", "training", "visualization"},
     "report": {"data", "metrics", "model", "ssod", "structures", "training"},
+    "batch_inference": {"data", "video"},
     "deployment": set(),
-    "hub": {"model"},
+    "hub": {"deployment"},
     "conversion": {"model", "conversion_tables"},
     "conversion_tables": set(),
     "visualization": {"structures"},
     "video": {"data"},
-    "prediction": {"data", "training", "video", "visualization"},
+    "prediction": {"batch_inference", "data", "training", "video", "visualization"},
 }
 UNRESTRICTED = {"__init__", "cli"}
 # What the model folder may need on a machine that downloads it: everything else must be guarded. scipy solves the

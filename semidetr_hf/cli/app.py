@@ -14,6 +14,7 @@ import typer
 
 from semidetr_hf import __version__
 from semidetr_hf.cli.convert import convert
+from semidetr_hf.cli.demo import demo
 from semidetr_hf.cli.eval import evaluate
 from semidetr_hf.cli.label import label
 from semidetr_hf.cli.predict import predict
@@ -37,6 +38,7 @@ app.command(**TAKES_ANY_FLAG)(train)
 app.command("eval")(evaluate)
 app.command()(predict)
 app.command()(label)
+app.command()(demo)
 app.command()(report)
 app.command()(split)
 app.command()(push)

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from semidetr_hf.data.augment import AugmentConfig
 from semidetr_hf.data.loading import UnlabeledDataset, UnlabeledItem, ViewItem
 from semidetr_hf.data.sources import Source
 from semidetr_hf.model import SemiDetrForObjectDetection, SemiDetrImageProcessor
 from semidetr_hf.report.pictures import DrawnBox, Picture, picture
 from semidetr_hf.ssod.class_thresholds import smoothed_rates
-from semidetr_hf.ssod.pseudo_labels import find_confident
+from semidetr_hf.ssod.pseudo_labels import CandidatePair, find_confident
 from semidetr_hf.ssod.teacher import EMATeacher
 from semidetr_hf.structures import PseudoLabels
 from semidetr_hf.training.config import TrainingConfig
@@ -46,7 +47,24 @@ class LabeledViews:
     num_seen: int
 
 
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True)
+class LabeledItem:
+    """One unlabeled image as in training: both views, the teacher's candidates, and which are pseudo-labels."""
+
+    item: UnlabeledItem
+    candidates: CandidatePair
+    is_confident: list[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabeledItems:
+    """A few unlabeled images, labeled; `thresholds` and `num_seen` as in `LabeledViews`."""
+
+    items: list[LabeledItem]
+    thresholds: tuple[float, float]
+    num_seen: int
+
+
 def label_views(
     config: TrainingConfig,
     unlabeled: Source,
@@ -56,6 +74,37 @@ def label_views(
     *,
     count: int,
 ) -> LabeledViews:
+    """Label a few unlabeled images as the training does, and draw them; arguments as those of `label_items`."""
+    found = label_items(config, unlabeled, labeled, model, processor, augment=build_augment(config), count=count)
+    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    pairs = []
+    for entry in found.items:
+        item, candidates = entry.item, entry.candidates
+        sides = (("weak", item.weak, candidates.weak), ("strong", item.strong, candidates.strong))
+        pictures = [
+            picture(
+                _to_image(view, processor),
+                _boxes(labels, entry.is_confident, names),
+                f"{item.image_id}, {side} view",
+                what="Image",
+            )
+            for side, view, labels in sides
+        ]
+        pairs.append(ViewPair(*pictures))
+    return LabeledViews(pairs=pairs, thresholds=found.thresholds, num_seen=found.num_seen)
+
+
+@torch.no_grad()
+def label_items(
+    config: TrainingConfig,
+    unlabeled: Source,
+    labeled: Source,
+    model: SemiDetrForObjectDetection,
+    processor: SemiDetrImageProcessor,
+    *,
+    augment: AugmentConfig,
+    count: int,
+) -> LabeledItems:
     """Label a few unlabeled images as the training does.
 
     The images are spread evenly over the source, and their views drawn from the seed of the run. A saved network does
@@ -67,12 +116,13 @@ def label_views(
         labeled: its labeled images, whose frequencies of classes adaptive thresholds follow.
         model: the teacher.
         processor: its image processor.
+        augment: how views are made.
         count: how many images, at least 1; fewer if there are fewer.
 
     Raises:
         UnreadableImageError: if an image and those behind it cannot be read.
     """
-    dataset = UnlabeledDataset(unlabeled, build_augment(config), processor.image_mean, processor.image_std)
+    dataset = UnlabeledDataset(unlabeled, augment, processor.image_mean, processor.image_std)
     rates = smoothed_rates(labeled.class_counts, len(labeled))
     objective = build_objective(config, model, has_unlabeled=True, boxes_per_image=rates)
     teacher = EMATeacher(model)
@@ -82,25 +132,14 @@ def label_views(
             batch = UnlabeledDataset.collate([item]).to(model.device)
             objective.find_candidates(teacher, teacher.encode(batch.weak), batch)
             num_seen += 1
-    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
-    pairs, thresholds = [], torch.zeros(1)
+    items, thresholds = [], torch.zeros(1)
     for item in _spread(dataset, count, config.run.seed):
         batch = UnlabeledDataset.collate([item]).to(model.device)
         candidates, thresholds = objective.find_candidates(teacher, teacher.encode(batch.weak), batch)
         is_confident = find_confident(candidates, thresholds)[0].tolist()
-        sides = (("weak", item.weak, candidates[0].weak), ("strong", item.strong, candidates[0].strong))
-        pictures = [
-            picture(
-                _to_image(view, processor),
-                _boxes(labels, is_confident, names),
-                f"{item.image_id}, {side} view",
-                what="Image",
-            )
-            for side, view, labels in sides
-        ]
-        pairs.append(ViewPair(*pictures))
+        items.append(LabeledItem(item=item, candidates=candidates[0], is_confident=is_confident))
     lowest, highest = round(float(thresholds.min()), 3), round(float(thresholds.max()), 3)
-    return LabeledViews(pairs=pairs, thresholds=(lowest, highest), num_seen=num_seen)
+    return LabeledItems(items=items, thresholds=(lowest, highest), num_seen=num_seen)
 
 
 def _spread(dataset: UnlabeledDataset, count: int, seed: int) -> Iterator[UnlabeledItem]:

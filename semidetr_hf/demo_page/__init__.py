@@ -1,0 +1,1 @@
+"""A page in the browser to try a detector on pictures of one's own."""
