@@ -107,7 +107,8 @@ def base_config(args: argparse.Namespace, percent: float | None, seed: int) -> T
     alone = {"baseline": "none", "warm_start": False, "estimate": False}
     run = {"seed": seed, "instruments": config.data.label_fraction is not None, "eval_every": eval_every}
     label = {} if percent is None else {"label_fraction": percent / 100, "fold": seed + 1}
-    return changed(config, {"run": {**run, "evaluated_networks": ["teacher"]}, "data": label, "recipe": alone})
+    run |= {"evaluated_networks": ["teacher"], "overwrite": False}  # `train` goes on with what is there
+    return changed(config, {"run": run, "data": label, "recipe": alone})
 
 
 def arms_of(args: argparse.Namespace) -> Iterator[Arm]:

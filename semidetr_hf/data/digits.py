@@ -195,7 +195,7 @@ def draw_scene(material: Material, image_size: int, max_digits: int, rng: np.ran
     classes: list[int] = []
     boxes: list[Box] = []
     for _ in range(int(rng.integers(1, max_digits + 1))):
-        digit = int(rng.integers(10))
+        digit = int(rng.integers(len(material.digits)))
         samples = material.digits[digit]
         alpha = _draw_alpha(samples[int(rng.integers(len(samples)))], image_size, rng)
         box = _find_place(alpha, image_size, boxes, rng)
