@@ -1,12 +1,12 @@
-"""Detection on images that need not fit into memory: in batches, written as pictures and as a COCO result list."""
+"""Detection on images that need not fit into memory: in batches, written as pictures and as COCO json or parquet."""
 
 import glob
+import hashlib
 import json
 import os
 import sys
-from collections import Counter
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +17,16 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 from tqdm.auto import tqdm
 
+from semidetr_hf.batch_inference.formats import require_format, write_coco, write_parquet, write_unreadable
+from semidetr_hf.batch_inference.journal import Journal
+from semidetr_hf.batch_inference.loading import Images, LoadedBatch, NamedImages, load_batches, name_images
 from semidetr_hf.data.folder import UnlabeledSource, is_image_name
-from semidetr_hf.data.images import Sample, UnreadableImageError
-from semidetr_hf.data.sources import Source, open_source
-from semidetr_hf.data.splits import open_whole
+from semidetr_hf.data.images import Sample
+from semidetr_hf.data.sources import open_source
 from semidetr_hf.data.tar_shards import is_shards
 from semidetr_hf.training.evaluation import detections_to_coco
 from semidetr_hf.video import VIDEO_SUFFIXES, VideoFrames
 from semidetr_hf.visualization import draw_boxes, enlarge_small
-
-Images = Source | VideoFrames
 
 
 class Prediction(NamedTuple):
@@ -46,11 +46,19 @@ class Prediction(NamedTuple):
 
 
 class PredictionCount(NamedTuple):
-    """How many images were looked at, how many could not be read, and how many detections there are."""
+    """What came out.
+
+    Attributes:
+        images: that were looked at.
+        unreadable: images that could not be read.
+        detections: on all images.
+        images_per_second: of this run, without what an interrupted one had done before.
+    """
 
     images: int
     unreadable: int
     detections: int
+    images_per_second: float
 
 
 class FilesSource(UnlabeledSource):
@@ -110,7 +118,6 @@ def _expand(text: str) -> list[str]:
     return found
 
 
-@torch.no_grad()
 def predict(
     model: Any, processor: Any, samples: Iterable[Sample], *, threshold: float = 0.3, batch_size: int = 1
 ) -> Iterator[Prediction]:
@@ -126,19 +133,14 @@ def predict(
     Raises:
         ValueError: if `threshold` or `batch_size` is out of range.
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold}: is no score; give a number from 0 to 1")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be 1 or more")
+    _require_in_range(threshold, batch_size)
     remaining = iter(samples)
     while batch := list(islice(remaining, batch_size)):
-        images = [sample.image for sample in batch]
-        inputs = processor(images=images, return_tensors="pt").to(model.device)
-        sizes = [(image.height, image.width) for image in images]
-        results = processor.post_process_object_detection(model(**inputs), threshold=threshold, target_sizes=sizes)
-        for sample, size, result in zip(batch, sizes, results, strict=True):
-            boxes = clip_boxes_to_image(result["boxes"].float().cpu(), size)
-            yield Prediction(sample, boxes, result["labels"].cpu(), result["scores"].float().cpu())
+        inputs = processor(images=[sample.image for sample in batch], return_tensors="pt")
+        sizes = [(sample.image.height, sample.image.width) for sample in batch]
+        results = _detect(model, processor, inputs, sizes, threshold)
+        for sample, result in zip(batch, results, strict=True):
+            yield Prediction(sample, result["boxes"], result["labels"], result["scores"])
 
 
 def predict_to_folder(
@@ -150,100 +152,187 @@ def predict_to_folder(
     threshold: float = 0.3,
     batch_size: int = 1,
     draw: bool = True,
+    format: str = "coco",
+    num_workers: int = 0,
+    resume: bool = False,
     progress: bool = True,
 ) -> PredictionCount:
-    """Write `predictions.json` and, for every image, a picture with the boxes.
+    """Write what is found on any number of images and, for every image, a picture with the boxes.
 
-    The file is a COCO result list, one detection per line, with boxes [x, y, width, height] in pixels, the category
-    ids of the data set that the detector was trained on, and `file_name`. `image_id` is that of a COCO json or of a
-    data set, otherwise the file name. With several inputs both begin with the name of theirs. Pictures are named
-    after the images, with `.png` behind it. Unreadable images are left out, with a line on stderr.
+    `predictions.json` is a COCO result list, one detection per line, with boxes [x, y, width, height] in pixels, the
+    category ids of the data set that the detector was trained on, and `file_name`. `image_id` is that of a COCO json
+    or of a data set, otherwise the file name. With several inputs both begin with the name of theirs. Pictures are
+    named after the images, with `.png` behind it. `predictions.parquet` has the same, a row per image. Unreadable
+    images are left out, with a line on stderr and in `unreadable.txt`.
+
+    Until all is done, `predictions.partial.jsonl` holds what was found; a run that was killed goes on behind it and
+    ends with the same files. No more than a few batches are in memory.
 
     Args:
         model: a transformers detector in evaluation mode, on its device.
         processor: its image processor.
         images: as `open_images` returns them.
-        output: the folder, made if needed. The json appears there when all is done.
-        threshold: smallest score of a detection, from 0 to 1.
+        output: the folder, made if needed. The predictions appear there when all is done.
+        threshold: smallest score of a detection.
         batch_size: images per forward pass.
         draw: False to write no pictures.
+        format: of the predictions, `coco` or `parquet`.
+        num_workers: processes that read and prepare images ahead; 0 = none.
+        resume: whether to go on with what an interrupted run has left, if anything.
         progress: whether to show a progress bar.
 
     Raises:
+        FileExistsError: if an interrupted run has left something and `resume` is False.
         OSError: if a file cannot be written; names it.
-        ValueError: if no image can be read, a video breaks off, or an argument is out of range.
+        ValueError: if no image can be read, a video breaks off, an argument is out of range, or the interrupted run
+            had other images, another detector or other settings.
     """
+    _require_in_range(threshold, batch_size, num_workers)
+    require_format(format)
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output}: a file; give a folder")
+    named = name_images(images)
+    settings = {
+        "detector": _fingerprint_of_detector(model, processor),
+        "list of images": _fingerprint_of_images(named),
+        "threshold": threshold,
+        "batch size": batch_size,
+        "drawing": draw,
+    }
+    with Journal(output / "predictions.partial.jsonl", settings, resume=resume) as journal:
+        first, done = journal.totals.batches, journal.totals.images + journal.totals.unreadable
+        batches = load_batches(
+            named, processor, batch_size=batch_size, pictures=draw, num_workers=num_workers, first=first
+        )
+        # A video does not always tell how long it is.
+        total = sum(map(len, images)) if all(map(len, images)) else None
+        started = time.perf_counter()
+        with tqdm(desc="predict", total=total, initial=done, unit=" images", disable=not progress) as bar:
+            for batch in batches:
+                _tell_unreadable(batch)
+                journal.add(_predict_batch(model, processor, batch, threshold, output if draw else None))
+                bar.update(len(batch.images) + len(batch.unreadable))
+        seconds = time.perf_counter() - started
+        _finish(output, journal, format, _names_by_category(model), named)
+        totals = journal.totals
+    rate = (totals.images + totals.unreadable - done) / seconds
+    return PredictionCount(totals.images, totals.unreadable, totals.detections, rate)
+
+
+def _require_in_range(threshold: float, batch_size: int, num_workers: int = 0) -> None:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold}: is no score; give a number from 0 to 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be 1 or more")
+    if num_workers < 0:
+        raise ValueError(f"num_workers={num_workers}: must be 0 or more")
+
+
+@torch.no_grad()
+def _detect(
+    model: Any, processor: Any, inputs: Any, sizes: Sequence[tuple[int, int]], threshold: float
+) -> list[dict[str, Tensor]]:
+    """Return `boxes` clipped to the images, `labels` and `scores` of each, on the CPU."""
+    outputs = model(**inputs.to(model.device))
+    results = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=list(sizes))
+    return [
+        {
+            "boxes": clip_boxes_to_image(result["boxes"].float().cpu(), size),
+            "labels": result["labels"].cpu(),
+            "scores": result["scores"].float().cpu(),
+        }
+        for size, result in zip(sizes, results, strict=True)
+    ]
+
+
+def _predict_batch(
+    model: Any, processor: Any, batch: LoadedBatch, threshold: float, pictures: Path | None
+) -> dict[str, Any]:
+    """Return the record of a batch for the journal, after its pictures are written."""
+    if not batch.images:
+        return {"images": [], "unreadable": batch.unreadable}
+    results = _detect(model, processor, batch.inputs, [image.size for image in batch.images], threshold)
+    category_ids = list(_names_by_category(model))
+    records = []
+    for image, result in zip(batch.images, results, strict=True):
+        if pictures is not None and image.picture is not None:
+            _save(_drawn(image.picture, result, model.config.id2label), _picture_path(pictures, image.file_name))
+        found = detections_to_coco([result], [image.image_id], category_ids)
+        records.append(
+            {
+                "image_id": image.image_id,
+                "file_name": image.file_name,
+                "width": image.size[1],
+                "height": image.size[0],
+                "detections": [{key: value for key, value in each.items() if key != "image_id"} for each in found],
+            }
+        )
+    return {"images": records, "unreadable": batch.unreadable}
+
+
+def _names_by_category(model: Any) -> dict[int, str]:
+    """Return category id -> name, in the order of the class labels."""
     names = model.config.id2label
-    category_ids = getattr(model.config, "category_ids", None) or sorted(names)
-    num_images = num_detections = 0
-    unreadable: list[str] = []
-    # A video does not always tell how long it is.
-    total = sum(map(len, images)) if all(map(len, images)) else None
-    with (
-        open_whole(output / "predictions.json") as file,
-        tqdm(desc="predict", total=total, unit=" images", disable=not progress) as bar,
-    ):
-        samples = _readable(images, bar, unreadable)
-        for prediction in predict(model, processor, samples, threshold=threshold, batch_size=batch_size):
-            for found in _to_coco(prediction, category_ids):
-                file.write(f"{',' if num_detections else '['}\n{json.dumps(found)}")
-                num_detections += 1
-            if draw:
-                _save(_drawn(prediction, names), _picture_path(output, prediction.sample.file_name))
-            num_images += 1
-            bar.update()
-        if num_images == 0:
-            where = ", ".join(part.name for part in images)
-            raise ValueError(f"{where}: none of the {len(unreadable)} images can be read; see above for the reasons")
-        file.write("\n]\n" if num_detections else "[]\n")
-    return PredictionCount(num_images, len(unreadable), num_detections)
+    ids = getattr(model.config, "category_ids", None) or sorted(names)
+    return {category_id: names[label] for label, category_id in enumerate(ids)}
 
 
-def _readable(images: Sequence[Images], bar: tqdm, unreadable: list[str]) -> Iterator[Sample]:
-    """Yield the samples of all inputs; what cannot be read is told and added to `unreadable`."""
-    prefixes = [f"{name}/" for name in _distinct([part.name for part in images])] if len(images) > 1 else [""]
-    for part, prefix in zip(images, prefixes, strict=True):
-        for sample in part if isinstance(part, VideoFrames) else _samples(part):
-            if isinstance(sample, UnreadableImageError):
-                tqdm.write(f"skipped: {sample}", file=sys.stderr)
-                unreadable.append(str(sample))
-                bar.update()
-                continue
-            name = f"{prefix}{sample.file_name or sample.image_id}"
-            yield replace(sample, file_name=name, image_id=f"{prefix}{sample.image_id}" if prefix else sample.image_id)
+def _tell_unreadable(batch: LoadedBatch) -> None:
+    for message in batch.unreadable:
+        tqdm.write(f"skipped: {message}", file=sys.stderr)
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    seen: Counter[str] = Counter()
-    distinct = []
-    for name in names:
-        seen[name] += 1
-        distinct.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return distinct
+def _finish(
+    output: Path, journal: Journal, format: str, names: Mapping[int, str], named: Sequence[NamedImages]
+) -> None:
+    """Write the files that stay, and remove the one that does not."""
+    if journal.totals.images == 0:
+        journal.remove()
+        where = ", ".join(part.images.name for part in named)
+        count = journal.totals.unreadable
+        raise ValueError(f"{where}: none of the {count} images can be read; see above for the reasons")
+    if format == "coco":
+        write_coco(output / "predictions.json", journal.records())
+    else:
+        numeric = all(_has_numbers_as_ids(part) for part in named)
+        write_parquet(output / "predictions.parquet", journal.records(), names, numeric_ids=numeric)
+    if journal.totals.unreadable:
+        write_unreadable(output / "unreadable.txt", journal.records())
+    journal.remove()
 
 
-def _samples(source: Source) -> Iterator[Sample | UnreadableImageError]:
-    for index in range(len(source)):
-        try:
-            yield source[index]
-        except UnreadableImageError as error:
-            yield error
+def _has_numbers_as_ids(part: NamedImages) -> bool:
+    if part.prefix or isinstance(part.images, VideoFrames):
+        return False
+    return all(isinstance(image_id, int) for image_id in part.images.image_ids)
 
 
-def _to_coco(prediction: Prediction, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    result = {"boxes": prediction.boxes_xyxy, "labels": prediction.class_labels, "scores": prediction.scores}
-    sample = prediction.sample
-    found = detections_to_coco([result], [sample.image_id], category_ids)
-    return [{**detection, "file_name": sample.file_name} for detection in found]
+def _fingerprint_of_detector(model: Any, processor: Any) -> str:
+    """Return what is another for other weights or settings."""
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    digest.update(processor.to_json_string().encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
-def _drawn(prediction: Prediction, names: Mapping[int, str]) -> Image.Image:
-    enlarged, factor = enlarge_small(prediction.sample.image)
-    labels = [names[label] for label in prediction.class_labels.tolist()]
-    return draw_boxes(enlarged, prediction.boxes_xyxy * factor, labels, prediction.scores)
+def _fingerprint_of_images(named: Sequence[NamedImages]) -> str:
+    """Return what is another for other images, by their ids; a file with another content is not noticed."""
+    digest = hashlib.sha256()
+    for images, prefix in named:
+        ids = [images.path, images.every] if isinstance(images, VideoFrames) else images.image_ids
+        digest.update(json.dumps([prefix, images.name]).encode())
+        for image_id in ids:
+            digest.update(f"{image_id}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _drawn(picture: Image.Image, result: Mapping[str, Tensor], names: Mapping[int, str]) -> Image.Image:
+    enlarged, factor = enlarge_small(picture)
+    labels = [names[label] for label in result["labels"].tolist()]
+    return draw_boxes(enlarged, result["boxes"] * factor, labels, result["scores"])
 
 
 def _picture_path(output: Path, file_name: str) -> Path:

@@ -69,7 +69,7 @@ CASES = [
     hit(
         "predict: the disk is full",
         predict,
-        r"found/1\.png\.png: cannot be written \(File too large\); make room, or give another folder",
+        r"found/predictions\.partial\.jsonl: cannot be written \(File too large\); make room, or give another folder",
         DISK_FULL,
         program="predict",
         largest_file=50,

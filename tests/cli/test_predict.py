@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,13 @@ def test_pictures_and_detections_are_written(tmp_path: Path, capsys: Capture) ->
         "--device",
         "cpu",
     ]
+    capsys.readouterr()  # what saving the detector showed
     assert main(["-q", "predict", str(tmp_path / "pictures"), *flags]) == 0
     out, err = capsys.readouterr()
     detections = json.loads((output / "predictions.json").read_text())
-    assert out == f"{len(detections)} detections on 3 images, 1 unreadable; in {output}\n"
+    rate = r"[0-9]+\.[0-9] images per second"
+    expected = rf"{len(detections)} detections on 3 images, 1 unreadable, {rate}; in {re.escape(str(output))}\n"
+    assert re.fullmatch(expected, out)
     # What is wrong is told also when asked to be quiet.
     [line] = err.splitlines()
     assert line.startswith("skipped: ") and "broken.jpg" in line
@@ -39,7 +43,9 @@ def test_pictures_and_detections_are_written(tmp_path: Path, capsys: Capture) ->
         "2.png.png",
         "3.png.png",
         "predictions.json",
+        "unreadable.txt",
     ]
+    assert "broken.jpg: not a readable image" in (output / "unreadable.txt").read_text()
 
 
 def test_without_pictures(tmp_path: Path) -> None:
