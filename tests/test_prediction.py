@@ -14,7 +14,6 @@ from semidetr_hf.data.coco import CocoSource
 from semidetr_hf.data.images import Sample
 from semidetr_hf.prediction import (
     FilesSource,
-    PredictionCount,
     open_images,
     predict,
     predict_to_folder,
@@ -109,7 +108,8 @@ def test_the_json_can_be_scored_against_the_data_set(detector, tmp_path: Path) -
     source = CocoSource(coco(tmp_path / "set"))
     count = predict_to_folder(*detector, [source], tmp_path / "out", threshold=0.0, progress=False)
     detections = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert count == PredictionCount(images=3, unreadable=0, detections=len(detections))
+    assert count[:3] == (3, 0, len(detections))
+    assert count.images_per_second > 0
     assert [found["image_id"] for found in detections] == sorted(found["image_id"] for found in detections)
     assert {found["image_id"] for found in detections} == {1, 2, 3}
     assert {found["category_id"] for found in detections} <= {10, 20, 30, 40, 50}
@@ -162,6 +162,72 @@ def test_nothing_is_left_where_no_image_can_be_read(detector, tmp_path: Path) ->
     with pytest.raises(ValueError, match="set: none of the 1 images can be read"):
         predict_to_folder(*detector, open_images([tmp_path / "set"]), tmp_path / "out", progress=False)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def interrupted(detector, folder: Path, **options: Any) -> Path:
+    """Predict on two good images, then on a third whose reading fails as if the machine had; return the output."""
+    coco(folder / "set")
+    source = FilesSource([folder / "set" / f"{i}.png" for i in (1, 2, 3)])
+    source.path = lambda index: [folder / "set" / "1.png", folder / "set" / "2.png"][index]  # type: ignore[method-assign]
+    with pytest.raises(IndexError):
+        predict_to_folder(*detector, [source], folder / "out", threshold=0.0, progress=False, **options)
+    assert not (folder / "out" / "predictions.json").exists()
+    return folder / "out"
+
+
+def go_on(detector, folder: Path, **options: Any) -> Any:
+    given = {"threshold": 0.0, "resume": True, "progress": False} | options
+    source = FilesSource([folder / "set" / f"{i}.png" for i in (1, 2, 3)])
+    return predict_to_folder(*detector, [source], folder / "out", **given)
+
+
+@pytest.mark.parametrize("format", ["coco", "parquet"])
+def test_an_interrupted_run_goes_on_and_counts_all_images(detector, tmp_path: Path, monkeypatch, format: str) -> None:
+    interrupted(detector, tmp_path)
+    read: list[int] = []
+    original = FilesSource.path
+    monkeypatch.setattr(FilesSource, "path", lambda source, index: read.append(index) or original(source, index))
+    count = go_on(detector, tmp_path, format=format)
+    assert read == [2]
+    assert count[:3] == (3, 0, 180)
+    (tmp_path / "out" / "predictions.partial.jsonl").write_text("")
+    assert go_on(detector, tmp_path)[:3] == count[:3]
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [each["image_id"] for each in found] == [f"{i}.png" for i in (1, 2, 3) for _ in range(60)]
+    if format == "parquet":
+        rows = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+        assert [row["image_id"] for row in rows] == ["1.png", "2.png", "3.png"]
+        assert [score for row in rows for score in row["objects"]["score"]] == pytest.approx(
+            [each["score"] for each in found]
+        )
+        assert set(rows[0]["objects"]["category"]) <= {f"class {i}" for i in range(5)}
+
+
+def test_what_an_interrupted_run_left_is_not_thrown_away(detector, tmp_path: Path) -> None:
+    interrupted(detector, tmp_path)
+    with pytest.raises(FileExistsError, match=r"predictions\.partial\.jsonl: .*--resume"):
+        go_on(detector, tmp_path, resume=False)
+    assert go_on(detector, tmp_path)[:3] == (3, 0, 180)
+
+
+@pytest.mark.parametrize(
+    ("changed", "culprit"),
+    [({"threshold": 0.5}, "threshold"), ({"batch_size": 2}, "batch size"), ({"draw": False}, "drawing")],
+)
+def test_a_run_does_not_go_on_with_other_settings(detector, tmp_path: Path, changed: dict, culprit: str) -> None:
+    interrupted(detector, tmp_path)
+    with pytest.raises(ValueError, match=f"had another {culprit} "):
+        go_on(detector, tmp_path, **changed)
+
+
+def test_a_run_does_not_go_on_with_another_detector_or_other_images(detector, tmp_path: Path) -> None:
+    interrupted(detector, tmp_path)
+    with pytest.raises(ValueError, match="had another detector "):
+        go_on((tiny_model(seed=1, category_ids=[10, 20, 30, 40, 50]), detector[1]), tmp_path)
+    source = FilesSource([tmp_path / "set" / f"{i}.png" for i in (1, 2)])
+    options = {"threshold": 0.0, "progress": False, "resume": True}
+    with pytest.raises(ValueError, match="had another list of images "):
+        predict_to_folder(*detector, [source], tmp_path / "out", **options)
 
 
 def test_devices_are_tried() -> None:
