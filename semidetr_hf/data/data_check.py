@@ -113,6 +113,8 @@ def _check_set(
 
     match found.reader:
         case "voc":
+            if not os.path.exists(found.path):
+                open_it()  # refuses it: a wrong argument, not a problem of the data
             _check_source(open_it, checked, "invalid_xml", lambda: _check_every_xml_file(image_folder, checked))
         case "yolo":
             _check_source(open_it, checked, "invalid_yolo", lambda: _check_every_label_file(found, checked))

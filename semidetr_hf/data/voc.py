@@ -163,6 +163,8 @@ def voc_to_coco_json(
 def _find_layout(path: Path, image_folder: str | Path | None) -> _Layout:
     if path.suffix.lower() == ".txt":
         if path.parent.parent.name != "ImageSets":
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: no such file; a VOC image set is wanted, or what else has boxes")
             raise ValueError(f"{path}: a list of images must be a VOC image set, such as VOC2007/ImageSets/Main/x.txt")
         folder = path.parent.parent.parent
         name = f"{folder.resolve().name} {path.stem}"

@@ -91,6 +91,7 @@ def test_fix_says_when_it_cannot_or_when_metrics_change(broken: Path, tmp_path: 
         (["validate", "--labeled", "L", "--workers", "many"], "'--workers'"),
         (["validate", "--labeled", "nowhere.json"], "nowhere.json: no such file or folder; expected a COCO .json"),
         (["validate", "--labeled", "L", "--val", "nowhere"], "nowhere: no such file or folder"),
+        (["validate", "--labeled", "L", "--val", "nowhere.txt"], "nowhere.txt: no such file; a VOC image set"),
         (["validate", "--labeled", "L", "--labeled-images", "nowhere"], "nowhere: no such folder; labeled_images"),
         (["validate", "--labeled", "L", "--unlabeled-images", "."], "unlabeled_images='.' is of no use"),
         (["validate", "--labeled", "FOLDER"], "a bare folder has no boxes"),
