@@ -1,11 +1,12 @@
 """What a run left in its folder, read back: settings, logs, stages, and which network was kept."""
 
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from semidetr_hf.training.baseline import FOLDER
+from semidetr_hf.training.changed_fields import changed_fields
 from semidetr_hf.training.config import TrainingConfig
 from semidetr_hf.training.config_files import read_yaml
 
@@ -141,16 +142,10 @@ def changed_settings(config: TrainingConfig) -> list[tuple[str, str, str]]:
 
     Fields without a default, such as the paths of the data, are always among them.
     """
-    rows = []
-    for part, section in get_type_hints(TrainingConfig).items():
-        values = getattr(config, part)
-        for field in fields(section):
-            value, default = getattr(values, field.name), field.default
-            if default is MISSING and field.default_factory is not MISSING:
-                default = field.default_factory()
-            if value != default:
-                rows.append((f"{part}.{field.name}", _shown(value), "" if default is MISSING else _shown(default)))
-    return rows
+    return [
+        (f"{part}.{field}", _shown(value), "" if default is MISSING else _shown(default))
+        for part, field, value, default in changed_fields(config)
+    ]
 
 
 def _shown(value: Any) -> str:

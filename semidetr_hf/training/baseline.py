@@ -36,7 +36,7 @@ def supervised_baseline(config: TrainingConfig, output_dir: str | Path) -> Train
         pseudo_labels=PseudoLabelConfig(),
         consistency=ConsistencyConfig(consistency_weight=0.0),
         recipe=replace(config.recipe, baseline="none", warm_start=False),
-        run=replace(config.run, output_dir=str(output_dir), instruments=False),
+        run=replace(config.run, output_dir=str(output_dir), instruments=False, push_to_hub=False, hub_model_id=None),
     )
 
 

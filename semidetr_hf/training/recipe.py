@@ -30,6 +30,7 @@ from semidetr_hf.training.baseline import (
 from semidetr_hf.training.batch_scaling import scale_with_batch
 from semidetr_hf.training.checkpoints import RunCheckpoints
 from semidetr_hf.training.config import TrainingConfig
+from semidetr_hf.training.hub_push import HubPush, require_access
 from semidetr_hf.training.outcome import SUPERVISED, best_evaluations, gain_over_supervised, reasons_for_no_gain
 from semidetr_hf.training.plan import Plan
 from semidetr_hf.training.processes import on_main_process
@@ -64,6 +65,7 @@ def train_with_baseline(config: TrainingConfig, *, say: Callable[[str], None] = 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: if settings, data or weights are wrong; names field or file.
         FileExistsError: if there is an earlier run, and nothing was said about it.
+        PermissionError: if the run is to be uploaded, and this machine has no token of the Hub.
         FloatingPointError, OSError: as `SemiDetrTrainer.train`.
     """
     sources = open_sources(config)
@@ -74,7 +76,7 @@ def train_with_baseline(config: TrainingConfig, *, say: Callable[[str], None] = 
     for warning in check_sources(sources.labeled, unlabeled, sources.val, seed=config.run.seed):
         logger.log(logging.WARNING if main else logging.DEBUG, warning)
     plan = make_plan(config, sources, model, accelerator)
-    on_main_process(accelerator, lambda: _require_unoccupied(plan))
+    on_main_process(accelerator, lambda: _require_possible(plan))
     begins = not any((Path(run.run.output_dir) / "checkpoints").exists() for run in plan.runs)
     estimate = try_steps(plan.runs, model, sources) if config.recipe.estimate and begins else None
     if main:
@@ -83,6 +85,8 @@ def train_with_baseline(config: TrainingConfig, *, say: Callable[[str], None] = 
     result = on_main_process(accelerator, lambda: _conclude(plan, results))
     if main:
         say(result.table())
+    if result.stopped_by is None:
+        HubPush(plan.config, accelerator).end(is_last=True)
     accelerator.end_training()
     return result
 
@@ -154,8 +158,9 @@ def make_plan(
     )
 
 
-def _require_unoccupied(plan: Plan) -> None:
-    """Find out before the first step whether all folders are free."""
+def _require_possible(plan: Plan) -> None:
+    """Find out before the first step whether all folders are free, and the Hub is open to this machine."""
+    require_access(plan.config.run)
     for run in (config.run for config in plan.runs):
         require_unoccupied(run, RunCheckpoints(Path(run.output_dir) / "checkpoints", run.keep_checkpoints))
 

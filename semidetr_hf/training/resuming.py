@@ -30,6 +30,7 @@ OUTPUTS = (
     "checkpoints",
     "config.yaml",
     "costs.jsonl",
+    "data.json",
     "log.jsonl",
     "pseudo_labels.jsonl",
     "resources.jsonl",
@@ -64,6 +65,9 @@ _FREE = {
     "run.log_every",
     "run.eval_every",
     "run.trackers",
+    "run.push_to_hub",
+    "run.hub_model_id",
+    "run.hub_private_repo",
     "run.cpu",
 }
 

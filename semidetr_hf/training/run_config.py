@@ -1,7 +1,10 @@
 """How a run is carried out, recorded, resumed, and watched over; nothing here is part of the method."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from huggingface_hub.utils import validate_repo_id
 
 from semidetr_hf.training.config_checks import check_types, option, require
 
@@ -42,6 +45,14 @@ class RunConfig:
     save_every: int | None = option(None, help="steps between two checkpoints (default: eval_every, at most 1000)")
     keep_checkpoints: int = option(2, help="newest checkpoints that are kept, besides that of the best evaluation")
     trackers: list[str] = option([], help="trackers of Accelerate to report to, such as tensorboard")
+    # The names are those of transformers' TrainingArguments.
+    push_to_hub: bool = option(
+        False, help="upload the best network to the Hub at every evaluation that has a new one, beside the training"
+    )
+    hub_model_id: str | None = option(
+        None, help="repository of the upload, NAME or OWNER/NAME (default: the name of output_dir)"
+    )
+    hub_private_repo: bool = option(False, help="if the repository is made now, make it private")
     cpu: bool = option(False, help="train on the CPU even where there is an accelerator")
 
     def __post_init__(self) -> None:
@@ -54,9 +65,27 @@ class RunConfig:
         require(self, "resume", self.resume != "", "`auto`, the folder of a checkpoint, or none")
         if self.resume is not None and self.overwrite:
             raise ValueError(f"resume={self.resume!r} contradicts overwrite=True; leave one of them out")
+        if self.hub_model_id is not None and not self.push_to_hub:
+            raise ValueError(f"hub_model_id={self.hub_model_id!r}: nothing goes there without push_to_hub; add it")
+        if self.push_to_hub:
+            self._check_repository()
         networks = self.evaluated_networks
         known = bool(networks) and len(set(networks)) == len(networks) and set(networks) <= {"student", "teacher"}
         require(self, "evaluated_networks", known, "one or both of student, teacher")
+
+    def _check_repository(self) -> None:
+        try:
+            validate_repo_id(self.repository)
+        except ValueError as error:
+            raise ValueError(
+                f"hub_model_id={self.hub_model_id!r}: {self.repository!r} is no name of a repository ({error}); give "
+                "one, as NAME or OWNER/NAME"
+            ) from error
+
+    @property
+    def repository(self) -> str:
+        """Name on the Hub of what `push_to_hub` uploads."""
+        return self.hub_model_id or Path(self.output_dir).resolve().name
 
 
 @dataclass(frozen=True, kw_only=True)

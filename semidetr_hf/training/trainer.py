@@ -22,6 +22,7 @@ from semidetr_hf.model import SemiDetrForObjectDetection, SemiDetrImageProcessor
 from semidetr_hf.ssod.class_thresholds import smoothed_rates
 from semidetr_hf.ssod.teacher import EMATeacher
 from semidetr_hf.structures import SemiBatch, Stage
+from semidetr_hf.training import resuming
 from semidetr_hf.training.accelerator import build_accelerator
 from semidetr_hf.training.batches import TrainingBatches
 from semidetr_hf.training.checkpoints import Checkpoint, RunCheckpoints, restore, roll_back
@@ -29,6 +30,7 @@ from semidetr_hf.training.config import TrainingConfig
 from semidetr_hf.training.early_stopping import build_early_stopping
 from semidetr_hf.training.evaluation import DetectionMetrics
 from semidetr_hf.training.health import build_health
+from semidetr_hf.training.hub_push import HubPush
 from semidetr_hf.training.instruments import build_instruments
 from semidetr_hf.training.interruption import StopSignals
 from semidetr_hf.training.networks import BestNetwork, RunNetworks
@@ -38,13 +40,6 @@ from semidetr_hf.training.processes import fingerprint, from_main_process, requi
 from semidetr_hf.training.records import build_records
 from semidetr_hf.training.resources import ResourceMeter
 from semidetr_hf.training.result import TrainingResult
-from semidetr_hf.training.resuming import (
-    claimed,
-    prepare_output_folder,
-    require_same_run,
-    set_later_aside,
-    settings_of,
-)
 from semidetr_hf.training.setup import build_augment, build_objective, build_schedule
 from semidetr_hf.training.step import TrainingStep
 
@@ -98,13 +93,13 @@ class SemiDetrTrainer:
         for warning in check_sources(labeled, unlabeled, val, seed=config.run.seed) if check_data else []:
             self._warn(warning)
         teacher_format = teacher_dtype(config.run, self.accelerator.device)
-        self.settings = settings_of(config, teacher_format, labeled=labeled, unlabeled=unlabeled, val=val)
+        self.settings = resuming.settings_of(config, teacher_format, labeled=labeled, unlabeled=unlabeled, val=val)
         require_same(self.accelerator, {**self.settings, "the weights of the model": fingerprint(model)})
         self.checkpoints = RunCheckpoints(self.output_dir / "checkpoints", config.run.keep_checkpoints)
-        checkpoint = prepare_output_folder(config.run, self.checkpoints, self.accelerator)
+        checkpoint = resuming.prepare_output_folder(config.run, self.checkpoints, self.accelerator)
         if checkpoint is not None:
-            require_same_run(checkpoint, self.settings, num_steps=config.schedule.num_steps)
-            set_later_aside(self.checkpoints, checkpoint.step, self.accelerator)
+            resuming.require_same_run(checkpoint, self.settings, num_steps=config.schedule.num_steps)
+            resuming.set_later_aside(self.checkpoints, checkpoint.step, self.accelerator)
         self.step = 0 if checkpoint is None else checkpoint.step
         self.stopped_by: str | None = None
         self._saved_step: int | None = None
@@ -164,6 +159,7 @@ class SemiDetrTrainer:
         )
         if self.accelerator.num_processes > 1:
             set_seed(config.run.seed, device_specific=True)  # each process draws noise of its own
+        self.hub = HubPush(config, self.accelerator, labeled=labeled, unlabeled=unlabeled, val=val)
         self.health = build_health(config)
         self.stopping = build_early_stopping(config, has_unlabeled=unlabeled is not None)
 
@@ -181,9 +177,10 @@ class SemiDetrTrainer:
             OSError: if images cannot be read any more, or the output folder cannot be written.
         """
         run, num_steps = self.config.run, self.config.schedule.num_steps
+        self.hub.begin()
         self.records.begin(self.config, self.step)
         bar = tqdm(total=num_steps, initial=self.step, desc=self._phase(), disable=not self.main, dynamic_ncols=True)
-        claim, told = claimed(self.output_dir, self.accelerator), self.batches.telling_dead_workers()
+        claim, told = resuming.claimed(self.output_dir, self.accelerator), self.batches.telling_dead_workers()
         with claim, StopSignals() as signals, bar, told:
             while self.step < num_steps and self.stopped_by is None and not self._has_stalled:
                 failure = None
@@ -303,6 +300,8 @@ class SemiDetrTrainer:
             self.batches.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
+        if self.stopped_by is None:
+            self.hub.end(is_last=not another_follows)
         if not another_follows:
             self.accelerator.state.destroy_process_group()
         metrics = self.networks.metrics
@@ -347,6 +346,7 @@ class SemiDetrTrainer:
         row = {f"{name}/{key}": value for name, m in metrics.items() for key, value in m.to_dict().items()}
         row |= self.networks.evaluate_other_way(self._last_stage) if self.config.run.instruments else {}
         self.records.write_evaluation(self.step, row)
+        self.hub.after_evaluation(self.networks.best)
         if "teacher" in metrics and self._uses_unlabeled:
             self._warn(self.health.advice.on_teacher(metrics["teacher"].ap))
             self._heal(self.health.teacher.see_ap(metrics["teacher"].ap, self._last_stage))

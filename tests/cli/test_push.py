@@ -1,15 +1,21 @@
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from bad_inputs.folders import detector
+from hub.hub_server import TOKEN, Hub, as_the_hub
 
-from semidetr_hf import SemiDetrForObjectDetection, SemiDetrImageProcessor, hub
+from semidetr_hf import SemiDetrForObjectDetection, SemiDetrImageProcessor
 from semidetr_hf.cli import main
 from semidetr_hf.training.saved_detectors import save_detector
 
 Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[Hub]:
+    with as_the_hub(monkeypatch) as hub:
+        yield hub
 
 
 @pytest.fixture(scope="module")
@@ -23,60 +29,51 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
-class RecordingApi:
-    """Stands in for the Hub: keeps what it is asked for."""
-
-    calls: list[tuple[str, dict[str, Any]]] = []
-
-    def create_repo(self, repo_id: str, **options: Any) -> SimpleNamespace:
-        self.calls.append(("create", {"repo_id": repo_id, **options}))
-        return SimpleNamespace(repo_id=f"me/{repo_id}")
-
-    def upload_folder(self, **options: Any) -> None:
-        self.calls.append(("upload", options))
-
-
-def test_a_dry_run_lists_files_and_needs_neither_token_nor_network(saved: Path, monkeypatch, capsys: Capture) -> None:
-    monkeypatch.setattr(hub, "HfApi", None)
-    monkeypatch.setattr(hub, "get_token", None)
-    assert main(["push", str(saved), "me/mushrooms", "--dry-run"]) == 0
+def test_a_dry_run_lists_files_and_needs_neither_token_nor_network(
+    saved: Path, tmp_path: Path, monkeypatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("semidetr_hf.hub.upload.HfApi", None)
+    monkeypatch.setattr("semidetr_hf.hub.upload.get_token", None)
+    look = tmp_path / "look"
+    assert main(["push", str(saved), "me/mushrooms", "--dry-run", "--bundle", str(look)]) == 0
     out = capsys.readouterr().out
     names = [line.split()[-1] for line in out.splitlines()[:-1]]
-    assert names == sorted(names)
-    assert {"config.json", "preprocessor_config.json", "model.safetensors", "modeling_semidetr.py"} <= set(names)
+    assert names == sorted(path.name for path in look.iterdir())
+    assert {"README.md", "config.json", "model.safetensors", "modeling_semidetr.py", "handler.py"} <= set(names)
     assert "notes.txt" not in names
-    total = sum(path.stat().st_size for path in saved.iterdir() if path.name != "notes.txt")
+    total = sum(path.stat().st_size for path in look.iterdir())
     assert out.splitlines()[-1].strip() == f"{total:,} bytes in {len(names)} files would go to me/mushrooms"
+    # The folder is not mixed with what is in one already.
+    assert main(["push", str(saved), "me/mushrooms", "--dry-run", "--bundle", str(look)]) == 2
+    assert "is not empty" in capsys.readouterr().err
 
 
-def test_what_is_listed_is_uploaded(saved: Path, monkeypatch, capsys: Capture) -> None:
-    monkeypatch.setattr(RecordingApi, "calls", [])
-    monkeypatch.setattr(hub, "HfApi", RecordingApi)
-    monkeypatch.setattr(hub, "get_token", lambda: "token")
-    assert main(["push", str(saved), "mushrooms", "--private", "--message", "First"]) == 0
-    (_, created), (_, uploaded) = RecordingApi.calls
-    assert created == {"repo_id": "mushrooms", "private": True, "exist_ok": True}
-    assert (uploaded["repo_id"], uploaded["commit_message"]) == ("me/mushrooms", "First")
-    assert uploaded["allow_patterns"] == [path.name for path in hub.files_to_push(saved)]
-    assert "me/mushrooms" in capsys.readouterr().out
+def test_a_detector_is_uploaded_with_its_examples(hub: Hub, saved: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "fly agaric.png").write_bytes(b"picture")
+    options = ["--private", "--message", "First", "--license", "mit", "--example", str(tmp_path / "fly agaric.png")]
+    assert main(["push", str(saved), "mushrooms", *options]) == 0
+    assert f"uploaded: {hub.endpoint}/me/mushrooms" in capsys.readouterr().out
+    repository = hub.repositories["me/mushrooms"]
+    assert (repository.private, [commit["message"] for commit in repository.commits]) == (True, ["First"])
+    assert repository.files["model.safetensors"] == (saved / "model.safetensors").read_bytes()
+    assert repository.files["examples/fly agaric.png"] == b"picture"
+    assert "license: mit" in repository.files["README.md"].decode()
 
 
 def test_without_a_token_the_way_to_one_is_told(saved: Path, monkeypatch, capsys: Capture) -> None:
-    monkeypatch.setattr(hub, "get_token", lambda: None)
+    monkeypatch.setattr("semidetr_hf.hub.upload.get_token", lambda: None)
     assert main(["push", str(saved), "mushrooms"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "hf auth login" in line
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(saved: Path, monkeypatch, capsys: Capture) -> None:
-    # Nothing listens on this port of our own machine.
-    unreachable = hub.HfApi(endpoint="http://127.0.0.1:9", token="token")
-    monkeypatch.setattr(hub, "HfApi", lambda: unreachable)
-    monkeypatch.setattr(hub, "get_token", lambda: "token")
+def test_a_hub_that_refuses_is_one_line_without_the_token(hub: Hub, saved: Path, capsys: Capture) -> None:
+    hub.fail("/preupload/", 401)
     assert main(["push", str(saved), "me/mushrooms"]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "me/mushrooms: not uploaded (" in line
-    assert "check network, token and name" in line
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("semidetr: error")]
+    assert len(lines) == 1
+    assert "me/mushrooms: not uploaded (" in lines[0]
+    assert TOKEN not in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -99,10 +96,15 @@ def test_an_incomplete_folder_is_refused(
     assert message in line
 
 
-def test_a_detector_without_code_and_a_wrong_name_are_refused(tmp_path: Path, saved: Path, capsys: Capture) -> None:
+def test_wrong_arguments_are_one_line_each(tmp_path: Path, saved: Path, capsys: Capture) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
-    for arguments, message in (([str(tmp_path), "x"], "names no code"), ([str(saved), "my model"], "'my model'")):
+    for arguments, message in (
+        ([str(tmp_path), "x"], "names no code"),
+        ([str(saved), "my model"], "'my model'"),
+        ([str(saved), "x", "--example", "none.png"], "none.png: no such example picture"),
+        ([str(saved), "x", "--also", str(saved)], f"--also {saved}: no detector in the folder of a run"),
+    ):
         assert main(["push", *arguments, "--dry-run"]) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert message in line
