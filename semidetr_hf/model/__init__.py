@@ -1,7 +1,6 @@
 """The detector as it goes to the Hub; the files beside this one are copied there, this one is not."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
-from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from .configuration_semidetr import SemiDetrConfig
 from .image_processing_semidetr import SemiDetrImageProcessor
@@ -19,7 +18,5 @@ SemiDetrConfig.register_for_auto_class()
 SemiDetrModel.register_for_auto_class("AutoModel")
 SemiDetrForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
 SemiDetrImageProcessor.register_for_auto_class()
-# Pipelines log an error for every model class that is not in this table, although registration makes it work.
-MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["semidetr"] = "SemiDetrForObjectDetection"
 
 __all__ = ["SemiDetrConfig", "SemiDetrForObjectDetection", "SemiDetrImageProcessor", "SemiDetrModel"]

@@ -31,6 +31,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -818,5 +819,9 @@ class SemiDetrForObjectDetection(SemiDetrPreTrainedModel):
             **describe(encoded, decoded),
         )
 
+
+# Pipelines log an error of many lines for every class that is not in this table, although it works. The line stands
+# here and not where the classes are registered, so that code that was loaded from beside the weights brings it along.
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["semidetr"] = "SemiDetrForObjectDetection"
 
 __all__ = ["SemiDetrForObjectDetection", "SemiDetrModel", "SemiDetrPreTrainedModel"]
