@@ -1,4 +1,4 @@
-"""A Python process on a machine where this package is not installed and that has no network."""
+"""A Python process on a machine where this package is not installed and that, unless asked for, has no network."""
 
 import os
 import subprocess
@@ -9,25 +9,31 @@ from pathlib import Path
 OURS = ("semidetr_hf", "__editable__")
 # Goes before the code: what it proves would be worth nothing with the package in reach.
 PREAMBLE = """
-import importlib.metadata, importlib.util, socket
+import importlib.metadata, importlib.util
+assert importlib.util.find_spec("semidetr_hf") is None
+assert "semidetr-hf" not in {each.name for each in importlib.metadata.distributions()}
+"""
+NO_NETWORK = """
+import socket
 
 def refuse(*args, **kwargs):
     raise AssertionError("tried to connect")
 
 socket.socket.connect = refuse
 socket.getaddrinfo = refuse
-assert importlib.util.find_spec("semidetr_hf") is None
-assert "semidetr-hf" not in {each.name for each in importlib.metadata.distributions()}
 """
 
 
-def run_without_package(code: str, *arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_without_package(
+    code: str, *arguments: str | Path, folder: Path, may_connect: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run code with the installed libraries but this package.
 
     Args:
         code: of a program, which finds `arguments` in `sys.argv[1:]`.
         arguments: of the program.
         folder: for the list of libraries and the cache of remote code; the program runs in it.
+        may_connect: whether it may use the network, to reach a server of the test.
 
     Returns:
         What the program printed, and its status.
@@ -39,6 +45,7 @@ def run_without_package(code: str, *arguments: str | Path, folder: Path) -> subp
             link = libraries / entry.name
             if not entry.name.startswith(OURS) and not link.is_symlink():
                 link.symlink_to(entry)
+    preamble = PREAMBLE if may_connect else NO_NETWORK + PREAMBLE
     environment = {
         **os.environ,
         "PYTHONPATH": str(libraries),
@@ -47,7 +54,7 @@ def run_without_package(code: str, *arguments: str | Path, folder: Path) -> subp
     }
     return subprocess.run(
         # -S: without the folder of installed libraries, and what its .pth files add.
-        [sys.executable, "-S", "-c", f"{PREAMBLE}\n{code}", *map(str, arguments)],
+        [sys.executable, "-S", "-c", f"{preamble}\n{code}", *map(str, arguments)],
         cwd=folder,
         env=environment,
         capture_output=True,
