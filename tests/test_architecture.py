@@ -21,6 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "metrics": set(),
     "training": {"ssod", "data", "metrics", "model", "hub", "structures", "visualization"},
     "labeling": {"data", "structures", "training", "visualization"},
+    "export": {"data", "model", "training"},
     "demo_page": {"data", "geometry", "labeling", "prediction", "report", "training", "visualization"},
     "report": {"data", "metrics", "model", "ssod", "structures", "training"},
     "batch_inference": {"data", "video"},

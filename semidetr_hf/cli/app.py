@@ -16,6 +16,7 @@ from semidetr_hf import __version__
 from semidetr_hf.cli.convert import convert
 from semidetr_hf.cli.demo import demo
 from semidetr_hf.cli.eval import evaluate
+from semidetr_hf.cli.export import export
 from semidetr_hf.cli.label import label
 from semidetr_hf.cli.predict import predict
 from semidetr_hf.cli.push import push
@@ -41,6 +42,7 @@ app.command()(label)
 app.command()(demo)
 app.command()(report)
 app.command()(split)
+app.command()(export)
 app.command()(push)
 
 

@@ -23,9 +23,9 @@ def inverse_sigmoid(values: Tensor, eps: float) -> Tensor:
     """Return the logit of values in [0, 1], both sides bounded by `eps`.
 
     Official DINO uses eps = 1e-3, the released Semi-DETR code 1e-5. The upper bound of 1 on each side stands for the
-    reference's clamp to [0, 1]: a chain of two clamps cannot be exported to ONNX.
+    reference's clamp to [0, 1]: a chain of two clamps cannot be exported to ONNX, nor one with a float and an integer.
     """
-    return torch.log(values.clamp(min=eps, max=1) / (1 - values).clamp(min=eps, max=1))
+    return torch.log(values.clamp(min=eps, max=1.0) / (1 - values).clamp(min=eps, max=1.0))
 
 
 def _intersection_and_union(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:

@@ -571,7 +571,7 @@ class SemiDetrModel(SemiDetrPreTrainedModel):
         Source: Deformable DETR, appendix A.4; DINO, section 3.4 (mixed query selection).
         """
         sides = torch.cat([centers.new_full((h * w,), 0.05 * 2**i) for i, (h, w) in enumerate(spatial_shapes)])
-        proposals = torch.cat([centers, sides[None, :, None].expand(len(centers), -1, 2)], dim=-1)  # (B, S, 4)
+        proposals = torch.cat([centers, sides[None, :, None].expand(centers.shape[0], -1, 2)], dim=-1)  # (B, S, 4)
         usable = ((proposals > 0.01) & (proposals < 0.99)).all(-1) & token_mask
         proposal_logits = torch.log(proposals / (1 - proposals)).masked_fill(~usable[..., None], float("inf"))
         memory = self.proposal_norm(self.proposal_proj(memory.masked_fill(~usable[..., None], 0.0)))

@@ -13,7 +13,7 @@ from semidetr_hf.cli import main
 from semidetr_hf.cli.app import app
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("validate", "convert", "train", "eval", "predict", "label", "report", "split", "push")
+COMMANDS = ("validate", "convert", "train", "eval", "predict", "label", "export", "report", "split", "push")
 # Imports the command as the installed program does, whose name is the first argument of its process.
 WITHOUT_TORCH = "import sys; sys.argv = ['semidetr']; from semidetr_hf.cli import main; main({0}); "
 WITHOUT_TORCH += "sys.exit('imported' if {{'torch', 'transformers', 'numpy'}} & set(sys.modules) else 0)"
