@@ -4,7 +4,7 @@ The page asks for nothing from outside: gradio's fonts and scripts are files of 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import gradio as gr
@@ -110,10 +110,8 @@ def _add_detection(detector: Detector, examples: Sequence[Image.Image]) -> None:
             if examples:
                 gr.Examples([[example] for example in examples], [picture], label="Examples", elem_id="examples")
         with gr.Column():
-            drawn = gr.Image(
-                label="Detections", interactive=False, format="png", height=360, elem_id="drawn", buttons=BUTTONS
-            )
             summary = gr.Markdown(NOTHING_YET, elem_id="summary")
+            drawn = _picture(None, elem_id="drawn", height=360)
             controls = [found, *_add_controls(detector)]
     rows = gr.Dataframe(headers=COLUMNS, interactive=False, show_label=False, elem_id="rows")
     text = gr.Textbox(visible=False)
@@ -181,15 +179,18 @@ def _add_comparison(comparison: Comparison) -> None:
     pictures = []
     for image, drawn in zip(comparison.images, of_student(THRESHOLD), strict=True):
         with gr.Row():
-            teachers = draw(image.pseudo_labels, student.names)
-            label = f"{image.name}: {len(image.pseudo_labels)} pseudo-labels"
-            gr.Image(teachers, label=label, interactive=False, format="png", buttons=BUTTONS, elem_classes="teacher")
-            pictures.append(
-                gr.Image(
-                    drawn, label="student", interactive=False, format="png", buttons=BUTTONS, elem_classes="student"
-                )
-            )
+            with gr.Column():
+                gr.Markdown(f"`{PurePath(image.name).name}`, teacher: {len(image.pseudo_labels)} pseudo-labels")
+                _picture(draw(image.pseudo_labels, student.names), elem_classes="teacher")
+            with gr.Column():
+                gr.Markdown("student")
+                pictures.append(_picture(drawn, elem_classes="student"))
     threshold.change(of_student, threshold, pictures, show_progress="hidden", trigger_mode="always_last")
+
+
+def _picture(value: Image.Image | None, **place: Any) -> gr.Image:
+    """Add a picture to look at; without a label, which would cover its corner, and without loss in its file."""
+    return gr.Image(value, show_label=False, interactive=False, format="png", buttons=BUTTONS, **place)
 
 
 def _detect(detector: Detector, path: str | Path | None) -> Found | None:
@@ -198,4 +199,5 @@ def _detect(detector: Detector, path: str | Path | None) -> Found | None:
     try:
         return detect(detector, path)
     except UnreadableImageError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        gr.Warning(str(error))
+        return None
