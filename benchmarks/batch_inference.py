@@ -98,15 +98,15 @@ def compare(size: str, short_edge: int, photo: tuple[int, int], count: int, roun
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few small pictures, one round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     if args.quick:
         rows = compare("nano", 64, (160, 120), count=3, rounds=1)
     else:
         # Photographs of a telephone, where reading weighs as much as detecting, and small ones, where it does not.
-        rows = compare("nano", 320, (2000, 1500), count=24, rounds=args.rounds)
-        rows += compare("nano", 320, (640, 480), count=24, rounds=args.rounds)
+        rows = compare("nano", 320, (2000, 1500), count=12, rounds=args.rounds)
+        rows += compare("nano", 320, (640, 480), count=12, rounds=args.rounds)
     given = sys.argv[1:] if arguments is None else arguments
     record = {
         "command": shlex.join(["python", "benchmarks/batch_inference.py", *given]),

@@ -21,7 +21,7 @@ class Journal:
     """A file of json lines: the settings of the run, then one record per batch, in their order.
 
     A record has `images`, a list of `{"image_id", "file_name", "width", "height", "detections"}`, and `unreadable`, a
-    list of messages. To be used as a context manager, which closes the file.
+    list of messages. To be used as a context manager, which closes the file, and removes it if nothing was added.
 
     Args:
         path: the file.
@@ -44,19 +44,20 @@ class Journal:
             raise FileExistsError(
                 f"{path}: a run that was interrupted; go on with --resume, or delete this file to begin again"
             )
+        end = self._read_on(settings) if path.exists() else 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            # Without a buffer, which would be written a second time, in vain, when a file on a full disk is closed.
+            self._file = path.open("ab", buffering=0)
+            self._file.truncate(end)
         except OSError as error:
             raise _cannot_be_written(path, error) from error
-        try:
-            end = self._read_on(settings)
-            self._file.truncate(end)
-            if end == 0:
+        if end == 0:
+            try:
                 self._append({"settings": dict(settings)})
-        except BaseException:
-            self._file.close()
-            raise
+            except OSError:
+                self.remove()
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -65,6 +66,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        if self.totals.batches == 0:
+            self.remove()
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append the record of the next batch; it survives the end of this process.
@@ -83,26 +86,26 @@ class Journal:
                 yield json.loads(line)
 
     def remove(self) -> None:
-        """Close and delete the file."""
+        """Close and delete the file, if that has not been done."""
         self._file.close()
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
     def _read_on(self, settings: Mapping[str, Any]) -> int:
         """Count what is in the file and return where its whole lines end."""
-        self._file.seek(0)
         end = 0
-        for line in self._file:
-            try:
-                content = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                content = None
-            if content is None:
-                break  # torn by the interruption
-            if end == 0:
-                self._require_same(content, settings)
-            else:
-                self._count(content)
-            end += len(line)
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    content = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    content = None
+                if content is None:
+                    break  # torn by the interruption
+                if end == 0:
+                    self._require_same(content, settings)
+                else:
+                    self._count(content)
+                end += len(line)
         return end
 
     def _require_same(self, head: Any, settings: Mapping[str, Any]) -> None:
@@ -127,8 +130,9 @@ class Journal:
 
     def _append(self, content: Mapping[str, Any]) -> None:
         try:
-            self._file.write(f"{json.dumps(content)}\n".encode())
-            self._file.flush()
+            rest = memoryview(f"{json.dumps(content)}\n".encode())
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise _cannot_be_written(self.path, error) from error
 

@@ -50,7 +50,16 @@ def test_a_journal_whose_first_line_is_torn_begins_again(tmp_path: Path, torn: b
     with Journal(tmp_path / "j.jsonl", SETTINGS, resume=True) as journal:
         assert journal.totals == Totals(0, 0, 0, 0)
         assert list(journal.records()) == []
-    assert json.loads((tmp_path / "j.jsonl").read_text()) == {"settings": SETTINGS}
+        assert json.loads((tmp_path / "j.jsonl").read_text()) == {"settings": SETTINGS}
+    assert not (tmp_path / "j.jsonl").exists()  # nothing was added
+
+
+def test_a_journal_that_is_closed_keeps_what_was_added(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with pytest.raises(KeyboardInterrupt), Journal(path, SETTINGS, resume=True) as journal:
+        journal.add(record("a"))
+        raise KeyboardInterrupt
+    assert len(path.read_text().splitlines()) == 2
 
 
 def test_every_record_is_in_the_file_at_once(tmp_path: Path) -> None:
