@@ -82,9 +82,10 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what the last of the errors says, in one line, without the number of the request."""
+    """Return what the last of the errors says, in one line, without number of the request and link to a glossary."""
     last = _causes(error)[-1]
-    lines = [line.strip() for line in re.sub(r"\(Request ID: [^)]*\)", "", str(last)).splitlines()]
+    said = re.sub(r"\(Request ID: [^)]*\)|For more information check: \S+", "", str(last))
+    lines = [line.strip() for line in said.splitlines()]
     return " ".join(line for line in lines if line) or type(last).__name__
 
 
