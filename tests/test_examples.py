@@ -61,7 +61,7 @@ def test_train_ssod_makes_its_steps_and_leaves_what_it_promises(run: Path) -> No
     steps = [row["step"] for row in JsonlLog(run / "log.jsonl").rows() if "loss" in row]
     assert steps == [1, 2]
     folders = ["best", "checkpoints", "student", "supervised", "teacher"]
-    files = ["config.yaml", "log.jsonl", "recipe.yaml", "report.html", "resources.jsonl", "result.json"]
+    files = ["config.yaml", "data.json", "log.jsonl", "recipe.yaml", "report.html", "resources.jsonl", "result.json"]
     assert sorted(path.name for path in run.iterdir()) == sorted(folders + files)
     model = AutoModelForObjectDetection.from_pretrained(run / "best")
     assert model.config.id2label == {i: str(i) for i in range(10)}
