@@ -25,11 +25,11 @@ def export(
 
     Example: semidetr export runs/mine/best --output exported --int8
     """
-    from semidetr_hf.export import INT8_FILE, TOLERANCE, export_detector
+    from semidetr_hf.export import INT8_FILE, TOLERANCE, Format, export_detector
     from semidetr_hf.training.saved_detectors import load_detector
 
     detector, processor = load_detector("MODEL", model)
-    file_formats = ("onnx", "torch") if file_format == "both" else (file_format,)
+    file_formats: tuple[Format, ...] = ("onnx", "torch") if file_format == "both" else (file_format,)
     failed = False
     for file in export_detector(
         detector, processor, output, file_formats=file_formats, int8=int8, progress=not context.obj.quiet
