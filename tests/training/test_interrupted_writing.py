@@ -105,7 +105,7 @@ FULL: list[tuple[str, int | None, list[str]]] = [
     ("checkpoints/step_00000009", 1_000_000, []),  # its model.safetensors has 7 MB
     ("student", 300_000, ["--save_every", "100"]),
     ("log.jsonl", None, []),
-    ("config.yaml", 1_000, []),
+    ("recipe.yaml", 1_000, []),
 ]
 
 
