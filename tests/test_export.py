@@ -5,13 +5,15 @@ from typing import NamedTuple
 import pytest
 import torch
 from bad_inputs.folders import detector
-from tiny import tiny_batch, tiny_model
+from tiny import tiny_batch, tiny_config, tiny_model
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from semidetr_hf import SemiDetrForObjectDetection, SemiDetrImageProcessor, export
 from semidetr_hf.cli import main
 
 Capture = pytest.CaptureFixture[str]
+# The first test waits for the export, half a minute on a free processor core and minutes on a busy one.
+pytestmark = pytest.mark.timeout(900)
 
 
 class Exported(NamedTuple):
@@ -28,7 +30,15 @@ class Exported(NamedTuple):
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
     folder = tmp_path_factory.mktemp("export")
-    model = tiny_model(encoder_layers=1, decoder_layers=1, category_ids=[3, 5, 7, 11, 13])
+    backbone = tiny_config().backbone_config.to_dict() | {"out_features": ["stage4"], "out_indices": [4]}
+    # Two levels, one of them beyond the backbone, and one layer of each kind: tracing shapes takes time.
+    model = tiny_model(
+        backbone_config=backbone,
+        num_feature_levels=2,
+        encoder_layers=1,
+        decoder_layers=1,
+        category_ids=[3, 5, 7, 11, 13],
+    )
     model.save_pretrained(folder / "best")
     SemiDetrImageProcessor(nms_iou=0.6).save_pretrained(folder / "best")
     with pytest.MonkeyPatch.context() as patch:
