@@ -48,17 +48,22 @@ PLAIN: Changes = {"schedule": {**SUPERVISED, "one_to_many_steps": 0}, **WITHOUT_
 ARMS: dict[str, tuple[bool, Changes]] = {
     "supervised": (False, PLAIN),
     "paper": (False, {}),
+    "supervised, warm start": (True, PLAIN),
     "paper, warm start": (True, {}),
-    "supervised, small-data": (True, {**MOVED, **PLAIN}),
-    "small-data": (True, {**MOVED, **ONE_STAGE, **BOTH}),
+    "small-data": (True, {**ONE_STAGE, **BOTH}),
+    "supervised, moved labels": (True, {**MOVED, **PLAIN}),
+    "all switches": (True, {**MOVED, **ONE_STAGE, **BOTH}),
     "without warm start": (False, {**MOVED, **ONE_STAGE, **BOTH}),
-    "without moved labels": (True, {**ONE_STAGE, **BOTH}),
     "without one stage": (True, {**MOVED, **BOTH}),
     "without class thresholds": (True, {**MOVED, **ONE_STAGE, "pseudo_labels": MIXING}),
     "without mixing": (True, {**MOVED, **ONE_STAGE, "pseudo_labels": ADAPTIVE}),
 }
 # The supervised arm that has the same start and the same views of labeled scenes.
-BASELINES = {name: "supervised, small-data" for name in ARMS} | {"paper": "supervised"}
+BASELINES = {name: "supervised, moved labels" for name in ARMS} | {
+    "paper": "supervised",
+    "paper, warm start": "supervised, warm start",
+    "small-data": "supervised, warm start",
+}
 SWITCHES = [name for name in ARMS if name.startswith("without")]
 LETTER_SEED = 7
 

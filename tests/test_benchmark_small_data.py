@@ -45,11 +45,11 @@ def test_gains_are_paired_with_the_best_evaluation_of_the_supervised_run(
     tmp_path: Path, small_data: ModuleType
 ) -> None:
     for seed, (supervised, best, ours) in enumerate([(0.10, 0.12, 0.15), (0.20, 0.20, 0.30)]):
-        record(tmp_path, "supervised, small-data", seed, supervised, best)
+        record(tmp_path, "supervised, warm start", seed, supervised, best)
         record(tmp_path, "small-data", seed, ours, ours)
     # 15 - 12 = 3 and 30 - 20 = 10; the supervised runs have no gain.
     rows = [line.split(" | ") for line in small_data.table(tmp_path).splitlines()[2:]]
-    assert [row[1] for row in rows] == ["supervised, small-data", "small-data"]
+    assert [row[1] for row in rows] == ["supervised, warm start", "small-data"]
     assert rows[1][4:] == ["+6.5", "+3.0", "0 1 |"] and rows[0][4:6] == ["", ""]
     assert rows[1][2] == "22.5 ± 10.6"
 
@@ -64,7 +64,7 @@ def test_arms_with_the_same_start_share_their_supervised_run(
     everywhere = [name for name in small_data.ARMS if not name.startswith("without")]
     assert {name for name, seed in names if seed == 1} == set(everywhere)
     assert {name for name, seed in names if seed == 0} == set(small_data.ARMS)
-    # From scratch or from letters, labeled views plain or moved; the moved ones from scratch belong to one switch.
+    # From scratch or from letters, labeled views plain or moved; the moved ones from scratch belong to a switch.
     starts = [Path(folder).name for folder in burn_ins]
     assert sorted(name for name in starts if name.endswith("seed1")) == [
         "letters_moved_10scenes_seed1",

@@ -61,7 +61,7 @@ class DataConfig:
     long_edge: int = option(1333, help="largest length of the long edge, in pixels")
     flip_probability: float = option(0.5, help="probability of a horizontal flip")
     labeled_geometry: bool = option(
-        False, help="turn, shear or shift labeled images as well as unlabeled ones, for few labels"
+        False, help="turn, shear or shift labeled images as well as unlabeled ones; boxes that are turned become wider"
     )  # released code: false
     # Released code: always, in two groups, wider than high and not.
     group_by_aspect_ratio: bool = option(False, help="put images of similar shape into a batch, which pads them less")

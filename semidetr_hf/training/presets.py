@@ -69,7 +69,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # Tens of labeled images, on any machine.
     "small-data": {
         # As many unlabeled images as labeled ones, which are repeated often enough as it is.
-        "data": {"labeled_batch_size": 4, "unlabeled_batch_size": 4, "labeled_geometry": True},
+        "data": {"labeled_batch_size": 4, "unlabeled_batch_size": 4},
         # The baseline makes all these steps, the run that starts from it those after the burn-in. One-to-many to the
         # end, and so with NMS: to unlearn duplicates takes more steps than there are.
         "schedule": {
