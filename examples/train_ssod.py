@@ -41,7 +41,9 @@ try:
     from semidetr_hf.cli.train import ENDED_AT_ONCE, reason, run, show_log
     from semidetr_hf.training.command_line import parse_config
 except ModuleNotFoundError as error:
-    sys.exit(f"train_ssod.py: error: {error}; install what it needs: pip install 'semidetr-hf[train]'")
+    # transformers says that one of its own modules is missing, and only as the cause which library is.
+    missing = error.__cause__ or error
+    sys.exit(f"train_ssod.py: error: {missing}; install what it needs: pip install 'semidetr-hf[train]'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

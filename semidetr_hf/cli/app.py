@@ -96,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("semidetr_hf"):
             raise
-        message = f"{error}; install what the command needs: pip install 'semidetr-hf[train]'"
+        # transformers says that one of its own modules is missing, and only as the cause which library is.
+        message = f"{error.__cause__ or error}; install what the command needs: pip install 'semidetr-hf[train]'"
     typer.echo(f"semidetr: error: {' '.join(message.split())}", err=True)
     return USAGE_ERROR

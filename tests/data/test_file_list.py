@@ -39,5 +39,6 @@ def test_wrong_lists_are_refused(tmp_path: Path, content: bytes, complaint: str)
 def test_a_missing_list_and_a_list_as_labeled_images(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"x\.txt: no such list of images"):
         open_source(tmp_path / "x.txt", labeled=False)
+    (tmp_path / "x.txt").write_text("a.png\n")
     with pytest.raises(ValueError, match=r"x\.txt: a list of images must be a VOC image set"):
         open_source(tmp_path / "x.txt")

@@ -99,6 +99,7 @@ def as_the_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Let this process take a new Hub for the real one, with a token that it knows, and no waits between tries."""
     with running_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the environment says of the real one
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose server is another program
         monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda _seconds: None, time=time.time))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
