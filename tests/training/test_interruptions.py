@@ -160,7 +160,10 @@ def test_a_run_that_is_stopped_three_times_ends_as_one_that_was_not(start, confi
     shown = run.finish(128 + signal.SIGTERM)
     first = newest_step(output)
     assert 6 <= first < NUM_STEPS
-    assert shown.splitlines()[-1] == f"stopped by SIGTERM after {first} steps; --resume auto goes on from there"
+    assert (
+        shown.splitlines()[-1]
+        == f"stopped by SIGTERM after {first} steps of the run in {output}; --resume auto goes on from there"
+    )
     assert "\nSIGTERM: the run ends after this step, with a checkpoint; Ctrl-C ends it at once\n" in run.stderr
     assert "Traceback" not in run.stderr
 
@@ -171,7 +174,10 @@ def test_a_run_that_is_stopped_three_times_ends_as_one_that_was_not(start, confi
     shown = run.finish(128 + signal.SIGINT)
     second = newest_step(output)
     assert first < second < NUM_STEPS
-    assert shown.splitlines()[-1] == f"stopped by SIGINT after {second} steps; --resume auto goes on from there"
+    assert (
+        shown.splitlines()[-1]
+        == f"stopped by SIGINT after {second} steps of the run in {output}; --resume auto goes on from there"
+    )
     assert "Traceback" not in run.stderr
 
     # Ctrl-C twice.
@@ -215,7 +221,9 @@ def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(start, c
     assert checkpoint is not None
     assert 6 <= checkpoint.step < NUM_STEPS
     assert len(checkpoint.state["processes"]) == 2
-    stopped = f"stopped by SIGTERM after {checkpoint.step} steps; --resume auto goes on from there"
+    stopped = (
+        f"stopped by SIGTERM after {checkpoint.step} steps of the run in {output}; --resume auto goes on from there"
+    )
     assert stopped in shown.splitlines()
     assert launcher.returncode == 1
     assert "exitcode  : 143" in errors  # of the processes, as the launcher tells it
