@@ -82,8 +82,6 @@ def main(kind: str, consistency_weight: float, data: list[str], folder: Path) ->
     processor = SemiDetrImageProcessor(size={"shortest_edge": SIZE, "longest_edge": SIZE})
     trainer = SemiDetrTrainer(config, detector(), processor, labeled=train, unlabeled=train, val=val, augment=PLAIN)
     accelerator = trainer.accelerator
-    # It would end the process group, which the checkpoint needs.
-    accelerator.end_training = lambda: None  # type: ignore[method-assign]
     if accelerator.process_index == 1:
         trainer.teacher.detect = find_nothing  # type: ignore[method-assign,assignment]
     norms: list[float] = []
@@ -95,7 +93,7 @@ def main(kind: str, consistency_weight: float, data: list[str], folder: Path) ->
         return numbers
 
     trainer.train_step = watch  # type: ignore[method-assign]
-    trainer.train()
+    trainer.train(another_follows=True)  # the checkpoint below needs the process group
     objective = accelerator.unwrap_model(trainer.objective)
     saved = AutoModelForObjectDetection.from_pretrained(folder / "out" / "student").state_dict()
     student = whole(trainer.student)
