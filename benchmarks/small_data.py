@@ -59,7 +59,8 @@ ARMS: dict[str, tuple[bool, Changes]] = {
     "without mixing": (True, {**MOVED, **ONE_STAGE, "pseudo_labels": ADAPTIVE}),
 }
 # The supervised arm that has the same start and the same views of labeled scenes.
-BASELINES = {name: "supervised, moved labels" for name in ARMS} | {
+BASELINES: dict[str, str | None] = {name: "supervised, moved labels" for name in ARMS} | {
+    "without warm start": None,
     "paper": "supervised",
     "paper, warm start": "supervised, warm start",
     "small-data": "supervised, warm start",
@@ -150,7 +151,7 @@ def table(folder: Path) -> str:
         "|" + "---|" * 7,
     ]
     for (scenes, arm), by_seed in found.items():
-        base = found.get((scenes, BASELINES[arm]), {})
+        base = found.get((scenes, BASELINES[arm] or ""), {})
         gains = [ap_of(by_seed[seed]) - best_of(base[seed]) for seed in by_seed if seed in base]
         compared = bool(gains) and arm != BASELINES[arm] and not arm.startswith("supervised")
         cells = [
