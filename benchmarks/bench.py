@@ -2,7 +2,7 @@
 
     make bench                                           # about an hour on two cores; nothing else should run
     python benchmarks/bench.py --only attention data     # some of them, the other results stay
-    python benchmarks/bench.py --quick --results /tmp/x  # do they run?
+    python benchmarks/bench.py --quick --results outputs/quick  # do they run?
     python benchmarks/bench.py --only                    # none: put together again what was measured
 
 Every benchmark writes benchmarks/results/NAME.json with its command, seed, versions and hardware. From all of them

@@ -3,9 +3,8 @@
 Where labels are few, so are good pseudo-labels. Mixup lets missed objects weigh half as background, and mosaic shows
 objects smaller and in other surroundings.
 
-Source: MixPL (arXiv 2312.07006), Pseudo Mixup and Pseudo Mosaic. It mixes the whole batch with another one and trains
-on mixed images alone; here they are made of the strong views of one batch and come on top of them. Not part of
-Semi-DETR.
+Source: MixPL (arXiv 2312.07006), Pseudo Mixup and Pseudo Mosaic; the ideas alone, its text and code were not at hand.
+Here mixed images are made of the strong views of one batch and come on top of them. Not part of Semi-DETR.
 
 Legend: B images of the batch, M mixed images, H and W the padded height and width of the batch.
 """
