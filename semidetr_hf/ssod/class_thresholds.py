@@ -4,8 +4,8 @@ With tens of labels the teacher's scores are low and differ from class to class;
 of most classes, and what is left out teaches the student background. Here a class has the threshold at which an
 unlabeled image has, on average, as many pseudo-labels of the class as a labeled image has boxes.
 
-Source: LabelMatch (arXiv 2206.06608), label-distribution-aware confidence thresholds; the idea alone, its text and code
-were not at hand. Here a histogram of scores, which forgets, is kept up from step to step. Not part of Semi-DETR.
+Source: LabelMatch (arXiv 2206.06608), label-distribution-aware confidence thresholds; the idea alone, its text and
+code were not at hand. Here a histogram of scores, which forgets, is kept up from step to step. Not part of Semi-DETR.
 
 Legend: C classes, S steps of the scale of scores, G boxes of one image.
 """
