@@ -227,8 +227,8 @@ def own_data(
 
     Args:
         settings: `small-data` for tens of labeled images, `1x24GB` for one GPU of 24 GB, `8x` for eight processes,
-            started with `accelerate launch --num_processes 8`. The first was measured on the embedded digits alone, with
-            fewer steps (`benchmarks/small_data.py`), the last two not at all.
+            started with `accelerate launch --num_processes 8`. The first was measured on the embedded digits alone,
+            with fewer steps (`benchmarks/small_data.py`), the last two not at all.
         labeled: images with boxes, in any format that a run takes.
         unlabeled: images without.
         val: images to evaluate on.
